@@ -1,0 +1,1 @@
+"""The control plane: torch-free, synchronous and single-threaded at its core."""

@@ -1,0 +1,261 @@
+"""What users call: `AsyncEngine`. (`Engine`, in `engine/blocking.py`, is the same without asyncio.)
+
+A call validates, opens a stream and waits for its outputs; everything else happens in the core. Closing, cancelling or dropping a
+generator aborts its request at once and synchronously, so there is no await at which cleanup could be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from quiesce.engine import errors
+from quiesce.engine.config import EngineConfig, is_seconds
+from quiesce.engine.core import Core
+from quiesce.engine.errors import InvalidRequest, shown
+from quiesce.engine.inbox import NOBODY, Abort, AwaitReady, Shutdown
+from quiesce.engine.link.thread import ThreadLink
+from quiesce.engine.messages import Device
+from quiesce.engine.model import Model, Prompt, make_device, open_model
+from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transition
+from quiesce.engine.sampling_params import SamplingParams
+from quiesce.engine.stream import FrontEnd, Link, Stream
+from quiesce.spec.vocabulary import LinkState
+
+logger = logging.getLogger("quiesce.api")
+T = TypeVar("T")
+DeviceFactory = Callable[[EngineConfig, Model], Device]
+LinkFactory = Callable[[Core, Callable[..., object]], Link]
+
+
+class AsyncEngine:
+    """An engine on the running event loop; its core works elsewhere (a thread of its own).
+
+    Use it as a context manager: entering waits until the weights are loaded, leaving shuts down.
+
+    Args:
+        config: sizes and limits; default the shipped model.
+        make_device, make_link: where the core computes and where it runs; tests bring their own.
+
+    Raises:
+        InvalidRequest: the configuration or the checkpoint cannot be; names the field, or the file and the tensor.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        make_device: DeviceFactory = make_device,
+        make_link: LinkFactory = ThreadLink,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.model = open_model(self.config)
+        device = make_device(self.config, self.model)
+        self._core = Core(
+            self.config, self.model.info, device, max_model_len=self.model.max_model_len, tokenizer=self.model.tokenizer
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link = make_link(self._core, self._call_in_loop)
+        self._front = FrontEnd(self._link, self._core.trace, self._core.clock, self._core.started_s)
+        self._ended: asyncio.Future[None] | None = None
+        self._ids = itertools.count()
+
+    def _call_in_loop(self, function: Callable[..., object], *args: object) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(function, *args)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown(timeout=None if kind is None else 0)
+
+    async def start(self) -> None:
+        """Starts the core and waits until it serves.
+
+        Raises:
+            Exception: what kept it from loading.
+        """
+        self._start()
+        try:
+            await self._front.ask(AwaitReady)
+        except Exception:
+            await self.shutdown(timeout=0)
+            raise
+        except BaseException:  # cancelled: nobody will call __aexit__, and awaiting here could be cancelled again
+            self._link.post(Shutdown(NOBODY, 0.0))
+            raise
+
+    def _start(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._ended = self._loop.create_future()
+            self._front.connect()
+            self._link.start(self._front.deliver, self._core_ended)
+        elif self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("an AsyncEngine belongs to the event loop it was first used on; make one for each loop")
+
+    def _core_ended(self, cause: BaseException | None) -> None:
+        self._front.core_ended(cause)
+        self._core.trace.close()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    # ---- requests -----------------------------------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        session_id: str | None = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Streams the outputs of one request; the last one is `finished`. The request is submitted on the first iteration.
+
+        Args:
+            prompt: text, token ids, or `{"prompt_token_ids": [...]}`.
+            sampling_params: default what the checkpoint's generation_config.json says, else `SamplingParams()`.
+            request_id: any string not in use; one is made up if there is none.
+            session_id: sessions are not in this version; must be None.
+            priority: lower is admitted first.
+
+        Raises:
+            InvalidRequest: a value cannot be; names the field.
+            DuplicateRequest: the id is in use.
+            QueueFull, Unavailable, EngineDead: refused; it was never accepted.
+        """
+        stream = self._open(prompt, sampling_params, request_id, session_id, priority)
+        try:
+            while True:
+                output = await stream.next_output()
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self._front.gone(stream)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """`generate` on the messages as the checkpoint's chat template writes them. Same options, same errors."""
+        if self.model.tokenizer is None:
+            raise InvalidRequest("messages", "this checkpoint has no tokenizer; send token ids")
+        return self.generate(self.model.tokenizer.apply_chat_template(messages), sampling_params, **options)
+
+    def _open(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, session_id: str | None, priority: int
+    ) -> Stream:
+        try:
+            return self._checked_open(prompt, params, request_id, session_id, priority)
+        except errors.EngineError:
+            self._front.num_refused += 1
+            raise
+
+    def _checked_open(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, session_id: str | None, priority: int
+    ) -> Stream:
+        if session_id is not None:
+            raise InvalidRequest("session_id", "sessions are not supported yet; leave it at None")
+        if params is not None and not isinstance(params, SamplingParams):
+            raise InvalidRequest("sampling_params", f"must be SamplingParams, not {type(params).__name__}")
+        if request_id is not None and (not isinstance(request_id, str) or not request_id):
+            raise InvalidRequest("request_id", f"must be a string that is not empty, not {shown(request_id)}")
+        if type(priority) is not int:
+            raise InvalidRequest("priority", f"must be an integer, not {shown(priority)}")
+        params = params or self.model.default_sampling_params
+        self.model.check_params(params)
+        text, token_ids = self.model.token_ids_of(prompt)
+        self._start()
+        name = request_id if request_id is not None else self._new_id()
+        return self._front.open(name, text, token_ids, params, priority, self.model.tokenizer)
+
+    def _new_id(self) -> str:
+        return next(name for name in (f"request-{number}" for number in self._ids) if name not in self._front.by_id)
+
+    async def abort(self, request_ids: str | Sequence[str]) -> AbortResult:
+        """Ends requests now, in every engine state; each stream gets its one `abort` terminal with the tokens so far.
+
+        An id that names nothing live (unknown, answered already, or of an engine that has stopped) is reported in `not_found`.
+
+        Raises:
+            InvalidRequest: no id is given.
+        """
+        asked_for: Any = (request_ids,) if isinstance(request_ids, str) else request_ids
+        if (
+            not isinstance(asked_for, (Sequence, Set))
+            or not asked_for
+            or not all(isinstance(name, str) and name for name in asked_for)
+        ):
+            raise InvalidRequest("request_ids", f"must name requests, not {shown(request_ids)}")
+        names = list(dict.fromkeys(asked_for))
+        asked = [(name, self._abort(name)) for name in names]
+        answers = [(name, bool(await answer) if answer is not None else False) for name, answer in asked]
+        return AbortResult(tuple(name for name, live in answers if live), tuple(name for name, live in answers if not live))
+
+    def _abort(self, name: str) -> asyncio.Future[object] | None:
+        """Marks the stream, then asks the core whether there was something to end."""
+        stream = self._front.by_id.get(name)
+        if stream is None:
+            return None
+        key = stream.key
+        answer = self._front.ask(lambda call: Abort(key, call))
+        self._front.abort(stream)
+        return answer
+
+    async def abort_all(self) -> AbortResult:
+        """Ends every live request."""
+        names = self.request_ids()
+        return await self.abort(names) if names else AbortResult((), ())
+
+    def request_ids(self) -> tuple[str, ...]:
+        """Ids in use: requests whose terminal is not delivered yet."""
+        return tuple(self._front.by_id)
+
+    # ---- the engine ---------------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """The last published snapshot. Costs nothing, works in every state."""
+        return self._front.status()
+
+    async def check_health(self) -> None:
+        """Returns while the engine is alive.
+
+        Raises:
+            EngineDead: it has failed or stopped.
+        """
+        state = self.status().engine
+        if state in ("failed", "stopped"):
+            raise errors.EngineDead(state)
+
+    async def shutdown(self, timeout: float | None = 30) -> Transition:
+        """Refuses new work, lets what runs run until `timeout` seconds from now, aborts the rest, then stops. Idempotent.
+
+        Args:
+            timeout: seconds; 0 aborts at once, None is `EngineConfig.control_timeout_s`.
+
+        Raises:
+            InvalidRequest: the timeout is negative or not a number.
+        """
+        seconds = self.config.control_timeout_s if timeout is None else timeout
+        if not is_seconds(seconds):
+            raise InvalidRequest("timeout", f"must be seconds, 0 or more, not {shown(timeout)}")
+        self._start()
+        status = self.status()
+        result = Transition(status.engine, False, status.epoch)
+        if self._front.world.link.state == LinkState.up:
+            with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted
+                result = cast("Transition", await asyncio.shield(self._front.ask(lambda call: Shutdown(call, float(seconds)))))
+        if self._ended is not None:
+            await asyncio.shield(self._ended)
+        self._link.join()
+        return result

@@ -1,0 +1,198 @@
+"""`Engine`: the same verbs as `AsyncEngine`, blocking, for code without an event loop. It keeps a loop of its own in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from tqdm import tqdm
+
+from quiesce.engine import errors
+from quiesce.engine.api import AsyncEngine
+from quiesce.engine.config import EngineConfig
+from quiesce.engine.errors import InvalidRequest
+from quiesce.engine.model import Prompt, batch_of
+from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transition
+from quiesce.engine.sampling_params import SamplingParams
+
+T = TypeVar("T")
+
+
+class _Call(Generic[T]):
+    """A coroutine run for another thread. It exists before it is posted, so that whoever is interrupted can always end it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
+        self.answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._loop, self._work = loop, work
+        self._task: asyncio.Task[T] | None = None
+        self._given_up = False
+
+    def start(self) -> None:
+        """In the loop: begins, unless the caller has left already."""
+        if not self._given_up:
+            self._task = self._loop.create_task(self._work)
+            self._task.add_done_callback(self._tell)
+
+    def _tell(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.answer.cancel()
+        elif (error := task.exception()) is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(task.result())
+
+    def give_up(self) -> None:
+        """From the caller's thread: ends the work, whether it has begun or not."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing of the work runs any more
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._given_up = True
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._work.close()
+
+
+class Engine:
+    """`AsyncEngine` for code without an event loop: the same verbs, blocking. Works inside notebooks, too.
+
+    Raises:
+        InvalidRequest: the configuration or the checkpoint cannot be.
+        Exception: what kept it from loading.
+    """
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self._engine = AsyncEngine(config)
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quiesce-loop", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._engine.start())
+        except BaseException:
+            self._close()
+            raise
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        call = _Call(self._loop, work)
+        try:
+            with self._lock:  # no call slips in behind the last look at what is still running
+                if self._closing:
+                    work.close()
+                    raise errors.EngineDead("stopped", "start a new engine")
+                self._loop.call_soon_threadsafe(call.start)
+            return call.answer.result()
+        except concurrent.futures.CancelledError:
+            raise errors.EngineDead("stopped", "it was shut down meanwhile") from None
+        except (KeyboardInterrupt, SystemExit):
+            call.give_up()  # Ctrl+C here, at whatever instruction, must end the work there
+            raise
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Runs a batch to its end; outputs come in the order of the prompts.
+
+        Raises:
+            InvalidRequest: a prompt or parameter cannot be; nothing of the batch is left running.
+        """
+        batch = batch_of(prompts)
+        params = (
+            [sampling_params] * len(batch)
+            if sampling_params is None or isinstance(sampling_params, SamplingParams)
+            else list(sampling_params)
+        )
+        if len(params) != len(batch):
+            raise InvalidRequest("sampling_params", f"{len(params)} for {len(batch)} prompts")
+        return self._run(self._generate(batch, params, use_tqdm))
+
+    async def _generate(
+        self, prompts: list[Prompt], params: Sequence[SamplingParams | None], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        with tqdm(total=len(prompts), desc="Processed prompts", disable=None if use_tqdm else True) as bar:
+            places = asyncio.Semaphore(self._engine.config.max_queue)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._last(prompt, one, places, bar))
+                        for prompt, one in zip(prompts, params, strict=True)
+                    ]
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _last(
+        self, prompt: Prompt, params: SamplingParams | None, places: asyncio.Semaphore, bar: tqdm[Any]
+    ) -> RequestOutput:
+        async with places:  # a batch longer than the queue waits here instead of being refused
+            outputs = [output async for output in self._engine.generate(prompt, params) if output.finished]
+        bar.update()
+        return outputs[-1]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
+        """`generate` on one conversation, written by the checkpoint's chat template."""
+        tokenizer = self._engine.model.tokenizer
+        if tokenizer is None:
+            raise InvalidRequest("messages", "this checkpoint has no tokenizer; send token ids")
+        return self.generate(tokenizer.apply_chat_template(messages), sampling_params, use_tqdm=False)
+
+    def abort(self, request_ids: str | Sequence[str]) -> AbortResult:
+        return self._run(self._engine.abort(request_ids))
+
+    def abort_all(self) -> AbortResult:
+        return self._run(self._engine.abort_all())
+
+    def request_ids(self) -> tuple[str, ...]:
+        return self._engine.request_ids()
+
+    def status(self) -> Status:
+        return self._engine.status()
+
+    def check_health(self) -> None:
+        self._run(self._engine.check_health())
+
+    def shutdown(self, timeout: float | None = 30) -> Transition:
+        """As `AsyncEngine.shutdown`; afterwards only `status` and `shutdown` work."""
+        if self._closing:
+            self._thread.join()
+            status = self.status()
+            return Transition(status.engine, False, status.epoch)
+        result = self._run(self._engine.shutdown(timeout))
+        self._close()
+        return result
+
+    def _close(self) -> None:
+        """Ends the loop; calls that other threads still wait for are cancelled, and told so."""
+
+        async def cancel_the_rest() -> None:
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            rest = asyncio.run_coroutine_threadsafe(cancel_the_rest(), self._loop)
+        rest.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.shutdown(None if kind is None else 0)

@@ -1,0 +1,173 @@
+"""The `quiesce` command. Each sub-command imports what it needs when it runs, so that `--help` costs nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from quiesce import __version__
+from quiesce.engine import logs
+from quiesce.engine.errors import EngineError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl+C, as a shell reports it."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quiesce",
+        description="Quiesce CLI",
+        epilog="For the options of a command:   quiesce COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--version", action="version", version=f"quiesce {__version__}")
+    parser.add_argument(
+        "--log-level", choices=logs.LEVELS, default="warning", help="least level of log lines, on stderr (default: %(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    _add_chat(commands)
+    _add_bench(commands)
+    _add_demo(commands)
+    _add_diagram(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+MODEL_HELP = "the shipped model, `tiny`, or a Hugging Face checkpoint folder"
+
+
+def _add_chat(commands: Commands) -> None:
+    text = "Talk with a model on the terminal."
+    command = commands.add_parser("chat", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("model", nargs="?", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; default: the checkpoint's own")
+    command.add_argument("--top-p", type=float, help="sample from the likeliest tokens of this total probability; likewise")
+    command.add_argument("--max-tokens", type=int, help="longest answer; default: what the context has room for")
+    command.add_argument("--seed", type=int, help="same seed, same answers")
+    command.add_argument("--system", metavar="TEXT", help="system message")
+    command.add_argument("--num-threads", type=int, help="threads to compute with")
+    command.set_defaults(run=_chat)
+
+
+def _chat(asked: argparse.Namespace) -> int:
+    from quiesce.engine.chat import ChatOptions, run
+
+    return run(
+        ChatOptions(asked.model, asked.temperature, asked.top_p, asked.max_tokens, asked.seed, asked.system, asked.num_threads)
+    )
+
+
+def _add_bench(commands: Commands) -> None:
+    text = "Measure throughput and latency of a model under random prompts, or the whole suite of figures."
+    command = commands.add_parser("bench", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("model", nargs="?", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    load = command.add_argument_group("load")
+    load.add_argument("--num-prompts", type=int, default=64, help="requests in all")
+    load.add_argument("--input-len", type=int, default=128, help="tokens of each prompt")
+    load.add_argument("--output-len", type=int, default=64, help="tokens of each answer")
+    load.add_argument(
+        "--request-rate", type=float, default=float("inf"), help="requests a second, as a Poisson process; inf: all at once"
+    )
+    load.add_argument("--concurrency", type=int, help="requests that wait for an answer at the same time; default: no bound")
+    load.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
+    load.add_argument("--num-threads", type=int, default=1, help="threads to compute with")
+    load.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="element type of weights and KV")
+    suite = command.add_argument_group("suite")
+    suite.add_argument("--suite", action="store_true", help="measure the figures to reach instead, peers in the same run")
+    suite.add_argument("--rows", default="gate,host,decode,mixed", help="rows of the suite, separated by commas")
+    command.add_argument("--quick", action="store_true", help="toy sizes: that it runs, not how fast")
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here; the suite writes build/bench/suite.json by itself"
+    )
+    command.set_defaults(run=_bench)
+
+
+def _bench(asked: argparse.Namespace) -> int:
+    from quiesce.engine.bench import command
+
+    return command.run(asked)
+
+
+def _add_demo(commands: Commands) -> None:
+    text = "Watch sixteen clients come, leave and get aborted on the shipped model, and the books balance."
+    command = commands.add_parser("demo", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument(
+        "--model", default="tiny", help="the shipped model, or a Hugging Face checkpoint folder with a chat template"
+    )
+    command.add_argument("--out", type=Path, default=Path("build/demo"), help="folder for the trace and the diagrams")
+    command.add_argument("--num-threads", type=int, default=1, help="threads to compute with")
+    command.add_argument("--plain", action="store_true", help="lines instead of the live view, as where stdout is no terminal")
+    command.set_defaults(run=_demo)
+
+
+def _demo(asked: argparse.Namespace) -> int:
+    from quiesce.engine.demo import run
+
+    return run(asked.model, asked.out, asked.num_threads, asked.plain)
+
+
+def _add_diagram(commands: Commands) -> None:
+    from quiesce.spec import MACHINES
+
+    text = "Draw the lifecycles from the tables that the engine runs."
+    command = commands.add_parser(
+        "diagram", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    names = [machine.name for machine in MACHINES]
+    command.add_argument(
+        "machine",
+        nargs="?",
+        choices=names,
+        metavar="MACHINE",
+        help=f"print this one: {', '.join(names)}; without it all are written",
+    )
+    command.add_argument("--format", choices=("mermaid", "dot", "md"), default="mermaid", help="of what is printed")
+    command.add_argument("--out", type=Path, default=Path("build/diagrams"), help="folder for all of them")
+    command.set_defaults(run=_diagram)
+
+
+def _diagram(asked: argparse.Namespace) -> int:
+    from quiesce.spec import MACHINES
+    from quiesce.statemachine import diagram
+
+    if asked.machine is None:
+        paths = diagram.write_all(asked.out)
+        print(f"{len(MACHINES)} machines in {len(paths)} files: {asked.out}")
+        return 0
+    machine = next(machine for machine in MACHINES if machine.name == asked.machine)
+    draw = {"mermaid": diagram.mermaid, "dot": diagram.dot, "md": diagram.markdown_table}[asked.format]
+    print(draw(machine), end="")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status. 2: the call or the configuration cannot be, said in one line on stderr."""
+    command = "quiesce"
+    try:
+        asked = _parser().parse_args(arguments)
+        command += f" {asked.command}"
+        logs.set_up(asked.log_level)
+        status: int = asked.run(asked)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (EngineError, OSError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: a second press must not spoil the exit
+        print(f"{command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

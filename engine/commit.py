@@ -1,0 +1,116 @@
+"""Takes the results of a landed step into the batch arrays. Array code: nothing here is done once per token but for requests that end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quiesce.engine.batch_state import BatchState
+from quiesce.engine.messages import StepOutput, TokenLogprobs
+from quiesce.engine.prefix_cache import PrefixCache
+from quiesce.engine.request import Request
+from quiesce.engine.scheduler import StepPlan
+from quiesce.spec.vocabulary import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a step brought."""
+
+    rows: NDArray[np.int32]
+    """[n] rows that get a token."""
+    token_ids: NDArray[np.int64]
+    """[n]"""
+    logprobs: Mapping[int, TokenLogprobs]
+    """Place among the n -> logprobs."""
+    ended: tuple[Request, ...]
+    """Requests that sampled their last token; their finish reason is set."""
+    complete: bool
+    """Every row of the step got its token: nobody is to be blamed."""
+
+
+def commit_step(
+    batch: BatchState, plan: StepPlan, keys: NDArray[np.int64], output: StepOutput, now_s: float, unchanged: bool = False
+) -> Committed:
+    """Writes sampled tokens of requests that are not answered yet, and finds those that ended.
+
+    A row counts only if it still belongs to the request the step was launched for (`keys`) and that request's terminal is not out:
+    the token of an answered request is dropped. `unchanged` says that neither can have changed since the launch.
+    """
+    rows, token_ids = plan.rows, output.token_ids
+    complete = plan.steady and unchanged and bool((token_ids >= 0).all())
+    if complete:
+        batch.num_pending[rows] -= 1
+    else:
+        sampled = plan.samples & (batch.key[rows] == keys)
+        good = sampled & batch.live[rows] & (token_ids >= 0)
+        batch.num_pending[rows[sampled]] -= 1
+        rows, token_ids = rows[good], token_ids[good]
+    places = batch.num_tokens[rows]
+    batch.token_ids[rows, places] = token_ids
+    num_tokens = places + 1
+    batch.num_tokens[rows] = num_tokens
+    first = places == batch.num_prompt_tokens[rows]
+    for row in rows[first] if first.any() else ():
+        request = batch.requests[row]
+        if request is not None:
+            request.first_token_s = now_s
+    logprobs: dict[int, TokenLogprobs] = {}
+    if output.logprobs:
+        order = np.arange(len(rows)) if complete else np.cumsum(good) - 1
+        logprobs = {int(order[index]): found for index, found in output.logprobs if complete or good[index]}
+    stopped = (token_ids[:, None] == batch.stop_ids[rows]).any(axis=1)
+    ended = []
+    for index in np.flatnonzero(stopped | batch.matched[rows] | (num_tokens >= batch.limit[rows])):
+        request = batch.requests[rows[index]]
+        if request is not None and _ends(batch, request, int(token_ids[index]), bool(stopped[index])):
+            ended.append(request)
+    return Committed(rows, token_ids, logprobs, tuple(ended), complete)
+
+
+def _ends(batch: BatchState, request: Request, token_id: int, stopped: bool) -> bool:
+    """Whether this token is the request's last; sets why. A stop token comes before a stop string, and both before the length."""
+    if stopped:
+        request.finish_reason = FinishReason.stop
+        request.stop_reason = token_id if token_id in request.params.stop_token_ids else None
+        return True
+    num_tokens = int(batch.num_tokens[request.row])
+    if request.matcher is not None and request.decoder is not None:
+        piece = request.decoder.feed([token_id])
+        if num_tokens - request.num_prompt_tokens <= request.params.min_tokens:
+            request.matcher.skip(piece)
+        elif (match := request.matcher.feed(piece)) is not None:
+            request.finish_reason, request.stop_reason, request.text_end = FinishReason.stop, match.stop, match.text_end
+            return True
+    if num_tokens >= batch.limit[request.row]:
+        request.finish_reason = FinishReason.length
+        return True
+    return False
+
+
+def cache_full_blocks(
+    batch: BatchState, cache: PrefixCache, plan: StepPlan, keys: NDArray[np.int64], version: int | str
+) -> None:
+    """Makes the blocks that this step filled findable. Their tokens are all known: steps land in order."""
+    if not cache.enabled:
+        return
+    rows = plan.rows
+    full = (plan.starts + plan.counts) // batch.block_size
+    filled = full > batch.num_hashed[rows]
+    if not filled.any():
+        return
+    for index in np.flatnonzero(filled & (batch.key[rows] == keys) & batch.live[rows]):
+        row = rows[index]
+        request = batch.requests[row]
+        if request is None or request.stale:
+            continue
+        for number in range(len(request.hashes), int(full[index])):
+            parent = request.hashes[-1] if request.hashes else cache.root(version)
+            start = number * batch.block_size
+            known_as = cache.extend(parent, batch.token_ids[row, start : start + batch.block_size])
+            cache.insert(int(batch.block_tables[row, number]), known_as)
+            request.hashes.append(known_as)
+        batch.num_hashed[row] = len(request.hashes)

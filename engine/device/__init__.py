@@ -1,0 +1,1 @@
+"""The data plane: the only part of the engine that imports torch."""

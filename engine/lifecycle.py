@@ -1,0 +1,223 @@
+"""One method for each event of the core's machines, named after it, firing it at one line. They change records and collect effects.
+
+`settle` fires the boundary rows in the declared order (`spec/coupling.py: PASS_ORDER`) until none moves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from quiesce.engine.request import Request
+from quiesce.spec import PASS_ORDER
+from quiesce.spec.vocabulary import EngineEvent, EngineState, Mode, RequestEvent, RequestState, StepEvent, StepState
+from quiesce.statemachine.compile import Data
+from quiesce.statemachine.effects import Effect
+from quiesce.statemachine.gate import Gate, Outcome
+from quiesce.statemachine.machine import NO_DATA
+from quiesce.statemachine.records import Record, RequestRecord, StepRecord, World
+
+WAITING = (RequestState.received, RequestState.admitted)
+HOLDING = (RequestState.running, RequestState.retracting)
+GATED = frozenset(EngineState) - {EngineState.running}
+
+
+class Lifecycle:
+    """The gate, in the words of the tables. `effects` collects what the fired rows ask for, in order."""
+
+    def __init__(self, world: World, gate: Gate) -> None:
+        self.world = world
+        self.gate = gate
+        self.effects: deque[Effect] = deque()
+        self._fresh: list[RequestRecord] = []
+        """Requests that came or began since everybody was last looked at."""
+        self._seen: tuple[object, ...] = ()
+        self._marked: dict[int, RequestRecord] = {}
+        """Requests with a mark: the next pass sees to them."""
+        self._looks: list[Callable[[], bool]] = [
+            getattr(self, event.value) for _, event in PASS_ORDER if hasattr(self, event.value)
+        ]
+
+    def settle(self) -> None:
+        """Fires the boundary rows to a fixpoint, in the declared order (rule R1)."""
+        if self.world.engine.state == EngineState.running:
+            self._fresh.clear()
+            self._seen = ()
+        moved = True
+        while moved:
+            moved = False
+            for look in self._looks:
+                moved |= look()
+
+    def _fire(self, record: Record, event: str, data: Data = NO_DATA) -> Outcome:
+        outcome = self.gate.fire(record, event, data)
+        self.effects += outcome.effects
+        return outcome
+
+    def _fire_each(self, records: Iterable[Record], event: str) -> bool:
+        """Fires on each of a snapshot of records; whether any moved."""
+        moved = False
+        for record in list(records):
+            moved |= self._fire(record, event).moved
+        return moved
+
+    def _in(self, *states: RequestState) -> list[RequestRecord]:
+        return [request for state in states for request in self.world.by_state[state].values()]
+
+    # ---- request: calls, and what the device reports ------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Outcome:
+        self._fresh.append(request)
+        return self._fire(request, RequestEvent.submit)
+
+    def abort(self, request: RequestRecord) -> Outcome:
+        outcome = self._fire(request, RequestEvent.abort)
+        self._marked[request.key] = request
+        return outcome
+
+    def eos(self, request: RequestRecord) -> None:
+        self._fire(request, RequestEvent.eos)
+        self._marked[request.key] = request
+
+    def device_fault(self, request: RequestRecord) -> None:
+        self._fire(request, RequestEvent.device_fault)
+        self._marked[request.key] = request
+
+    # ---- request: the scheduler's moves -------------------------------------------------------------------------------------
+
+    def start(self, request: RequestRecord) -> bool:
+        self._fresh.append(request)
+        return self._fire(request, RequestEvent.start).moved
+
+    def preempt(self, request: RequestRecord) -> bool:
+        return self._fire(request, RequestEvent.preempt).moved
+
+    # ---- request: boundary rows ---------------------------------------------------------------------------------------------
+
+    def _fire_marked(self, event: str) -> bool:
+        if not self._marked:
+            return False
+        live = [request for request in self._marked.values() if request.state in WAITING or request.state in HOLDING]
+        if not live:
+            self._marked.clear()
+        return self._fire_each(live, event)
+
+    def aborted(self) -> bool:
+        return self._fire_marked(RequestEvent.aborted)
+
+    def fault(self) -> bool:
+        return self._fire_marked(RequestEvent.fault)
+
+    def finish(self) -> bool:
+        return bool(self._marked) and self._fire_each(
+            [request for request in self._marked.values() if request.state in HOLDING], RequestEvent.finish
+        )
+
+    def fail(self) -> bool:
+        """Everybody live is answered `error`, once the engine has failed."""
+        return self.world.engine.state == EngineState.failed and self._fire_each(
+            self._in(*WAITING, *HOLDING), RequestEvent.fail
+        )
+
+    def sweep(self) -> bool:
+        if self.world.engine.state not in GATED:
+            return False
+        return self._fire_each(self._to_look_at(), RequestEvent.sweep)
+
+    def retract(self) -> bool:
+        """Follows `sweep` in the pass, and ends what it began: everybody has been looked at under these circumstances."""
+        if self.world.engine.state not in GATED:
+            return False
+        running = [request for request in self._to_look_at() if request.state == RequestState.running]
+        self._seen, self._fresh = self._circumstances(), []
+        return self._fire_each(running, RequestEvent.retract)
+
+    def _to_look_at(self) -> list[RequestRecord]:
+        """Whom a closed gate may concern anew: everybody when what it depends on has changed, else only who has come since."""
+        if self._seen != self._circumstances():
+            return self._in(*WAITING, *HOLDING)
+        return [request for request in self._fresh if request.state in WAITING or request.state in HOLDING]
+
+    def _circumstances(self) -> tuple[object, ...]:
+        """Everything but the request itself that the guards of `sweep` and `retract` read."""
+        world = self.world
+        tokens = tuple((name, token.state) for name, token in world.pause_token.items())
+        memory = tuple((record.state, record.policy) for record in world.memory.values())
+        return (world.engine.state, world.engine.goal, world.engine.granted, world.weights.state, tokens, memory)
+
+    def retracted(self) -> bool:
+        return self._fire_each(self.world.by_state[RequestState.retracting].values(), RequestEvent.retracted)
+
+    def reap(self) -> bool:
+        return self._fire_each(self.world.by_state[RequestState.draining].values(), RequestEvent.reap)
+
+    def admit(self) -> bool:
+        received = self.world.by_state[RequestState.received]
+        return (
+            bool(received)
+            and self.world.engine.state == EngineState.running
+            and self._fire_each(received.values(), RequestEvent.admit)
+        )
+
+    # ---- step ---------------------------------------------------------------------------------------------------------------
+
+    def plan(self, step: StepRecord, requests: Sequence[RequestRecord]) -> bool:
+        return self._fire(step, StepEvent.plan, {"requests": requests}).moved
+
+    def launch(self, step: StepRecord) -> bool:
+        return self._fire(step, StepEvent.launch).moved
+
+    def land(self, step: StepRecord) -> None:
+        self._fire(step, StepEvent.land)
+
+    def strip_members(self) -> bool:
+        """Who ended or yielded leaves the planned batch."""
+        step = self.planned()
+        if step is None:
+            return False
+        gone = [member for member in step.members.values() if member.state != RequestState.running or _is_marked(member)]
+        return bool(gone) and self._fire(step, StepEvent.strip_members, {"requests": gone}).moved
+
+    def drop(self) -> bool:
+        step = self.planned()
+        return step is not None and self._fire(step, StepEvent.drop).moved
+
+    def retire(self) -> bool:
+        step = self.world.older
+        return step.state == StepState.landed and self._fire(step, StepEvent.retire).moved
+
+    def planned(self) -> StepRecord | None:
+        world = self.world
+        if world.older.state == StepState.planned:
+            return world.older
+        return world.newer if world.newer.state == StepState.planned else None
+
+    # ---- engine -------------------------------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        self._fire(self.world.engine, EngineEvent.ready)
+
+    def ready_empty(self) -> None:
+        self._fire(self.world.engine, EngineEvent.ready_empty)
+
+    def shutdown(self, mode: Mode) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.shutdown, {"mode": mode})
+
+    def shutdown_deadline(self) -> None:
+        self._fire(self.world.engine, EngineEvent.shutdown_deadline)
+
+    def drained_stop(self) -> bool:
+        engine = self.world.engine
+        return engine.state == EngineState.draining and self._fire(engine, EngineEvent.drained_stop).moved
+
+    def stop(self) -> bool:
+        engine = self.world.engine
+        return engine.state == EngineState.stopping and self._fire(engine, EngineEvent.stop).moved
+
+    def fail_engine(self) -> Outcome:
+        """The engine's `fail`; the requests' `fail` follows in the same pass."""
+        return self._fire(self.world.engine, EngineEvent.fail)
+
+
+def _is_marked(request: RequestRecord) -> bool:
+    return request.abort_mark or request.eos_mark or request.fault_mark

@@ -1,0 +1,1 @@
+"""Model checking and proofs of the declaration: the place for them; nothing is proved here yet."""

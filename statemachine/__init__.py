@@ -1,0 +1,1 @@
+"""Compiles the declaration into sealed `transitions` machines, and is the only code that writes a `.state`."""

@@ -1,0 +1,1 @@
+"""The deterministic loop and the fuzzer: the real engine, run under every schedule and failure we can choose."""

@@ -1,0 +1,52 @@
+"""What an event loop queues: ready handles and timers, told apart and put in an order that is the same in every run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from quiesce.stateful.reports import AnyTask
+
+
+class Timer(asyncio.TimerHandle):
+    """Orders coinciding timers by when they were set; stock handles leave that to the accident of the heap."""
+
+    __slots__ = ("serial",)
+    serial: int
+    _scheduled: bool
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        assert isinstance(other, Timer)
+        return (self.when(), self.serial) < (other.when(), other.serial)
+
+
+class Ready(deque[asyncio.Handle]):
+    """The ready queue, whose head is whatever the loop says."""
+
+    def __init__(self, pick: Callable[[], asyncio.Handle]) -> None:
+        super().__init__()
+        self._pick = pick
+
+    def popleft(self) -> asyncio.Handle:
+        return self._pick()
+
+
+def task_of(handle: asyncio.Handle) -> AnyTask | None:
+    """The task whose step this handle runs. A task's public methods, as in `call_soon(task.cancel)`, are plain callbacks."""
+    callback = getattr(handle, "_callback", None)
+    owner = getattr(callback, "__self__", None)
+    if not isinstance(owner, asyncio.Task):
+        return None
+    name = getattr(callback, "__name__", None)
+    return owner if name is None or not hasattr(asyncio.Task, name) else None
+
+
+def describe_option(option: Hashable) -> str:
+    """An option of a choice, in a word or two."""
+    if not isinstance(option, asyncio.Handle):
+        return str(option)
+    task = task_of(option)
+    callback = getattr(option, "_callback", None)
+    name = task.get_name() if task is not None else getattr(callback, "__qualname__", type(callback).__name__)
+    return f"{name} at {option.when()}" if isinstance(option, Timer) else name
