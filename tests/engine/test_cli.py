@@ -111,7 +111,7 @@ def test_an_interruption_is_one_line_and_exit_130(monkeypatch: pytest.MonkeyPatc
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
     command = f"{sys.executable} -m quiesce.engine.cli diagram engine | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=110)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == diagram.mermaid(MACHINES[0]).splitlines()[0] + "\n"
 
@@ -121,7 +121,7 @@ def test_help_loads_neither_torch_nor_the_engine() -> None:
         "import sys\nfrom quiesce.engine.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'rich', 'quiesce.engine.api'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -144,5 +144,5 @@ def test_setting_up_twice_writes_lines_once_and_the_last_level_holds(capsys: pyt
 
 def test_the_library_installs_no_handler_by_itself() -> None:
     code = "import logging, quiesce.engine.api; print(logging.getLogger('quiesce').handlers, logging.getLogger().handlers)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110)
     assert done.stdout == "[] []\n"

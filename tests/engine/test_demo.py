@@ -55,7 +55,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     out = tmp_path_factory.mktemp("demo")
-    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=110)
     return Ran(done.returncode, done.stdout, done.stderr, out)
 
 
@@ -120,7 +120,7 @@ def test_an_interrupted_demo_exits_130_without_a_traceback(tmp_path: Path) -> No
         while not running.stdout.readline().startswith("ready"):
             assert running.poll() is None
         os.kill(running.pid, signal.SIGINT)
-        output, errors = running.communicate(timeout=30)
+        output, errors = running.communicate(timeout=110)
     assert (running.returncode, errors) == (130, "quiesce demo: interrupted\n")
     assert "Balance" not in output
 

@@ -45,7 +45,7 @@ def nothing_is_left(engine: Engine) -> Iterator[None]:
     assert status.balanced
 
 
-def wait_until(true: Any, seconds: float = 10.0) -> None:
+def wait_until(true: Any, seconds: float = 60.0) -> None:
     """Waits for another thread; what is waited for must come true."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -131,7 +131,7 @@ def test_aborting_everybody_ends_a_batch_with_its_tokens_so_far(engine: Engine) 
     thread, found = in_thread(lambda: engine.generate([[5], [6]], ENDLESS, use_tqdm=False))
     wait_until(lambda: engine.status().requests.get("running") == 2)
     assert len(engine.abort_all().aborted) == 2
-    thread.join(10)
+    thread.join(60)
     (outputs,) = found
     assert [output.finish_reason for output in outputs] == ["abort", "abort"]
     assert engine.abort("nobody").not_found == ("nobody",)
@@ -145,7 +145,7 @@ def test_ctrl_c_during_generate_aborts_the_batch_and_the_engine_goes_on(engine: 
     thread, _ = in_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine.generate([[5], [6]], ENDLESS, use_tqdm=False)
-    thread.join(10)
+    thread.join(60)
     wait_until(lambda: engine.status().live == 0)
     (output,) = engine.generate([5, 6, 7], GREEDY, use_tqdm=False)
     assert output.finish_reason == "length"
@@ -176,7 +176,7 @@ def test_shutdown_under_a_running_batch_answers_it() -> None:
     thread, found = in_thread(lambda: mine.generate([[5], [6]], ENDLESS, use_tqdm=False))
     wait_until(lambda: mine.status().requests.get("running") == 2)
     mine.shutdown(timeout=0)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert [output.finish_reason for output in found[0]] == ["abort", "abort"]
 
@@ -190,9 +190,9 @@ def test_a_call_of_another_thread_never_hangs_when_the_engine_is_shut_down() -> 
         await asyncio.sleep(0.2)
 
     thread, _ = in_thread(lambda: mine._run(slow_call()))
-    assert release.wait(5)
+    assert release.wait(60)
     mine.shutdown(timeout=0)
-    thread.join(1)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -203,17 +203,17 @@ from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cpu import CpuDevice
 loading, go_on, load = threading.Event(), threading.Event(), CpuDevice._load
 def slow(device):
-    loading.set(); go_on.wait(10)
+    loading.set(); go_on.wait(60)
     return load(device)
 def interrupt():
-    loading.wait(10); os.kill(os.getpid(), signal.SIGINT)
+    loading.wait(60); os.kill(os.getpid(), signal.SIGINT)
 CpuDevice._load = slow
 threading.Thread(target=interrupt).start()
 try:
     Engine(EngineConfig(num_threads=1, num_kv_blocks=200))
 except KeyboardInterrupt:
     go_on.set()
-deadline = time.monotonic() + 1.5
+deadline = time.monotonic() + 30
 def left():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("quiesce")]
 while left() and time.monotonic() < deadline:
@@ -225,7 +225,7 @@ os._exit(0)
 
 def test_ctrl_c_while_loading_leaves_no_thread() -> None:
     """In a process of its own: what is left over there cannot disturb the tests here."""
-    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=110, check=False)
     assert done.stdout.strip() == "left: []", done.stderr
 
 

@@ -155,11 +155,11 @@ class Stall:
     def __call__(self, step: int) -> None:
         if step in self.gates:
             self.reached[step].set()
-            assert self.gates[step].wait(30)
+            assert self.gates[step].wait(60)
 
 
 async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():  # noqa: ASYNC110  the core has its own thread; there is nothing here to wait on
             await asyncio.sleep(0.001)
 

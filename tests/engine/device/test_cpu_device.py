@@ -37,7 +37,7 @@ class Bench:
 
     def _stall(self, step: int) -> None:
         self.began.append(step)
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
 
     def load(self) -> Bench:
         self.device.load()
@@ -49,7 +49,7 @@ class Bench:
 
     def next(self) -> Completion:
         while not self.waiting:
-            assert self._woken.acquire(timeout=20)
+            assert self._woken.acquire(timeout=60)
             self.waiting += self.device.poll()
         return self.waiting.pop(0)
 
@@ -215,7 +215,7 @@ def test_close_waits_for_the_running_step_reports_nothing_and_may_be_repeated(
         time.sleep(0.001)
     assert closer.is_alive()
     b.gate.set()
-    closer.join(20)
+    closer.join(60)
     assert not closer.is_alive()
     assert b.began == [0]  # the step that had not begun never did
     assert b.device.poll() == []
