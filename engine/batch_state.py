@@ -39,7 +39,7 @@ class BatchState:
         """[5, rows] the five below as one array, so that a batch reads them in one go."""
         self.num_tokens, self.num_pending, self.num_scheduled, self.limit, self.num_prompt_tokens = self.counters
         self.version = 0
-        """Changes whenever a row gets or loses its request, or the request is answered."""
+        """Changes whenever a row gets or loses its request, or the request stops running or is answered."""
         self.num_alone = 0
         self.token_ids: NDArray[np.int32] = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.block_tables: NDArray[np.int32] = np.full((max_num_seqs, blocks), NO_BLOCK, np.int32)
@@ -134,6 +134,7 @@ class BatchState:
         """No new step names this row; steps in flight still may."""
         if request.row != NO_ROW:
             self.running[request.row] = False
+            self.version += 1
             self._rows_by_age = None
 
     def answered(self, request: Request) -> None:

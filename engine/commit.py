@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiesce.engine.batch_state import BatchState
+from quiesce.engine.cohort import ONE, Cohort
 from quiesce.engine.messages import StepOutput, TokenLogprobs
 from quiesce.engine.prefix_cache import PrefixCache
 from quiesce.engine.request import Request
@@ -16,7 +17,7 @@ from quiesce.engine.scheduler import StepPlan
 from quiesce.spec.vocabulary import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Committed:
     """What a step brought."""
 
@@ -40,6 +41,10 @@ def commit_step(
     A row counts only if it still belongs to the request the step was launched for (`keys`) and that request's terminal is not out:
     the token of an answered request is dropped. `unchanged` says that neither can have changed since the launch.
     """
+    if plan.cohort is not None:
+        if unchanged and _commit_cohort(batch, plan, plan.cohort, output):
+            return Committed(plan.rows, output.token_ids, {}, (), True)
+        plan.cohort.version = -1  # the general path keeps no counts of a cohort
     rows, token_ids = plan.rows, output.token_ids
     complete = plan.steady and unchanged and bool((token_ids >= 0).all())
     if complete:
@@ -71,6 +76,17 @@ def commit_step(
     return Committed(rows, token_ids, logprobs, tuple(ended), complete)
 
 
+def _commit_cohort(batch: BatchState, plan: StepPlan, cohort: Cohort, output: StepOutput) -> bool:
+    """Gives every row its token; False, and nothing is changed, where one may end or has none."""
+    if cohort.version != batch.version or plan.turn + 1 >= cohort.horizon or output.faults or cohort.ends_any(output.token_ids):
+        return False
+    places = plan.starts + ONE
+    batch.token_ids[cohort.places, places] = output.token_ids
+    batch.num_tokens[cohort.places] = places + ONE
+    cohort.landed(batch)
+    return True
+
+
 def _ends(batch: BatchState, request: Request, token_id: int, stopped: bool) -> bool:
     """Whether this token is the request's last; sets why. A stop token comes before a stop string, and both before the length."""
     if stopped:
@@ -96,6 +112,9 @@ def cache_full_blocks(
 ) -> None:
     """Makes the blocks that this step filled findable. Their tokens are all known: steps land in order."""
     if not cache.enabled:
+        return
+    cohort = plan.cohort
+    if cohort is not None and cohort.version == batch.version and not len(cohort.crossing(plan.turn + 1, batch.block_size)):
         return
     rows = plan.rows
     full = (plan.starts + plan.counts) // batch.block_size

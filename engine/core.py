@@ -101,6 +101,7 @@ class Core:
             self._expire_deadlines()
             self.pipeline.fill()
             self._account_for_landed()
+            self.pipeline.prepare()
             self.settle()
             self._close_pass()
         except Exception as error:  # noqa: BLE001  whatever it is, everybody is answered
@@ -159,8 +160,10 @@ class Core:
         self.lifecycle.land(step)
         unchanged = planned.version == self.batch.version
         committed = commit_step(self.batch, planned.plan, planned.keys, output, now_s, unchanged)
-        rows, version = committed.rows, self.world.weights.version
-        if len(rows):
+        rows, version, cohort = committed.rows, self.world.weights.version, planned.plan.cohort
+        if cohort is not None and rows is cohort.rows:
+            self.answer(Tokens(cohort.streams, cohort.children, committed.token_ids, version, committed.logprobs))
+        elif len(rows):
             self.answer(
                 Tokens(self.batch.stream[rows], self.batch.child[rows], committed.token_ids, version, committed.logprobs)
             )

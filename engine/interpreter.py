@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from quiesce.engine import answers
 from quiesce.engine.batch_state import BatchState
 from quiesce.engine.block_pool import BlockPool
+from quiesce.engine.cohort import ONE, Cohort
 from quiesce.engine.messages import FROM_DEVICE, Adjustment, Device, StepInput
 from quiesce.engine.noise import noise_key
 from quiesce.engine.outputs import RequestMetrics
@@ -124,9 +125,15 @@ class Interpreter:
     def do_launch_step(self, effect: LaunchStep) -> None:
         """Builds the step's arrays and gives them to the device. From here on its positions count as scheduled."""
         plan = self.core.pipeline.launch_plan(effect.subject)
-        step = self._step_input(effect.subject, plan)
-        self.batch.num_scheduled[plan.rows] += plan.counts
-        self.batch.num_pending[plan.rows] += plan.samples
+        cohort = plan.cohort
+        if cohort is None:
+            step = self._step_input(effect.subject, plan)
+            self.batch.num_scheduled[plan.rows] += plan.counts
+            self.batch.num_pending[plan.rows] += plan.samples
+        else:
+            chained = self.core.pipeline.follows_its_own(effect.subject, cohort)
+            step = self._cohort_input(effect.subject, plan, cohort, chained)
+            cohort.launched(self.batch, plan.starts + ONE, chained)
         self.device.launch(effect, step)
 
     def do_retire_step(self, effect: RetireStep) -> None:
@@ -155,6 +162,15 @@ class Interpreter:
                 num_generated = int(plan.starts[index] + plan.counts[index]) - request.num_prompt_tokens
                 found.append(_adjustment(int(index), request, self.batch, num_generated, bool(plan.samples[index])))
         return tuple(adjustment for adjustment in found if adjustment is not None)
+
+    def _cohort_input(self, number: int, plan: StepPlan, cohort: Cohort, chained: bool) -> StepInput:
+        """As `_step_input`, of arrays that are there already. `chained`: every token comes from the step in flight."""
+        temperature, top_k, top_p, min_p, noise_keys = self.batch.sampling(cohort.rows)
+        return StepInput(
+            number, self.core.epoch, self.core.version_number, cohort.rows, plan.starts, plan.counts,
+            cohort.tokens if chained else _input_ids(self.batch, plan), cohort.tables, plan.samples,
+            temperature, top_k, top_p, min_p, noise_keys,
+        )  # fmt: skip
 
     def _step_input(self, number: int, plan: StepPlan) -> StepInput:
         batch, rows = self.batch, plan.rows

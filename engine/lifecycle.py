@@ -19,6 +19,9 @@ from quiesce.statemachine.records import Record, RequestRecord, StepRecord, Worl
 
 WAITING = (RequestState.received, RequestState.admitted)
 HOLDING = (RequestState.running, RequestState.retracting)
+ONLY_WHEN_CLOSED = ("fail", "sweep", "retract", "drained_stop", "stop")
+"""Looks that no state but `running` needs: their methods ask for another one first."""
+ONLY_WHEN_MARKED = ("aborted", "fault", "finish")
 GATED = frozenset(EngineState) - {EngineState.running}
 
 
@@ -34,9 +37,12 @@ class Lifecycle:
         self._seen: tuple[object, ...] = ()
         self._marked: dict[int, RequestRecord] = {}
         """Requests with a mark: the next pass sees to them."""
-        self._looks: list[Callable[[], bool]] = [
-            getattr(self, event.value) for _, event in PASS_ORDER if hasattr(self, event.value)
+        looks: list[tuple[str, Callable[[], bool]]] = [
+            (event.value, getattr(self, event.value)) for _, event in PASS_ORDER if hasattr(self, event.value)
         ]
+        self._looks = [look for _, look in looks]
+        self._looks_when_running = [look for name, look in looks if name not in ONLY_WHEN_CLOSED]
+        self._looks_when_steady = [look for name, look in looks if name not in (*ONLY_WHEN_CLOSED, *ONLY_WHEN_MARKED)]
 
     def settle(self) -> None:
         """Fires the boundary rows to a fixpoint, in the declared order (rule R1)."""
@@ -46,7 +52,8 @@ class Lifecycle:
         moved = True
         while moved:
             moved = False
-            for look in self._looks:
+            running = self.world.engine.state == EngineState.running
+            for look in self._looks if not running else self._looks_when_running if self._marked else self._looks_when_steady:
                 moved |= look()
 
     def _fire(self, record: Record, event: str, data: Data = NO_DATA) -> Outcome:
@@ -146,10 +153,12 @@ class Lifecycle:
         return (world.engine.state, world.engine.goal, world.engine.granted, world.weights.state, tokens, memory)
 
     def retracted(self) -> bool:
-        return self._fire_each(self.world.by_state[RequestState.retracting].values(), RequestEvent.retracted)
+        found = self.world.by_state[RequestState.retracting]
+        return bool(found) and self._fire_each(found.values(), RequestEvent.retracted)
 
     def reap(self) -> bool:
-        return self._fire_each(self.world.by_state[RequestState.draining].values(), RequestEvent.reap)
+        found = self.world.by_state[RequestState.draining]
+        return bool(found) and self._fire_each(found.values(), RequestEvent.reap)
 
     def admit(self) -> bool:
         received = self.world.by_state[RequestState.received]

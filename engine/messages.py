@@ -57,7 +57,7 @@ class TokenLogprobs:
     """1 is the most likely token."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepInput:
     """One device step over R requests: chunks of prompts and single decode tokens alike."""
 

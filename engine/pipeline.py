@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from quiesce.engine.cohort import Cohort
 from quiesce.engine.request import Request
 from quiesce.engine.scheduler import StepPlan, blocks_to_begin, blocks_wanted, plan_step
 from quiesce.spec.vocabulary import RequestState
@@ -48,6 +49,9 @@ class Pipeline:
         self._num_stale = 0
         """Upper bound of the places in the queue whose request has ended."""
         self._num_steps = 0
+        self._cohort: Cohort | None = None
+        self._planned_version = -1
+        """The batch's version when the last plan was made from the arrays."""
         self._gate_open = compile_guard("engine", "gate_open")
 
     def wait(self, request: Request) -> None:
@@ -102,7 +106,7 @@ class Pipeline:
     def _plan_next(self) -> bool:
         """Plans a step into the free slot. Where blocks are short the youngest request yields."""
         while True:
-            plan = plan_step(self.batch, self.core.config.max_num_batched_tokens, self.core.config.enable_chunked_prefill)
+            plan = self._plan()
             lacking = self._reserve_blocks(plan)
             if not lacking:
                 break
@@ -114,15 +118,56 @@ class Pipeline:
             return False
         self._num_steps += 1
         step = self.world.new_step(self._num_steps)
-        requests = [request for request in map(self.batch.requests.__getitem__, plan.rows) if request is not None]
+        cohort = plan.cohort
+        requests = cohort.requests if cohort is not None else self._requests(plan)
         if not self.lifecycle.plan(step, requests):
             self.world.vacate(step)
             return False
-        self.plans[step.key] = PlannedStep(plan, self.batch.key[plan.rows])
+        self.plans[step.key] = PlannedStep(plan, cohort.keys if cohort is not None else self.batch.key[plan.rows])
+        return True
+
+    def _requests(self, plan: StepPlan) -> tuple[Request, ...]:
+        found = map(self.batch.requests.__getitem__, plan.rows.tolist())
+        return tuple(request for request in found if request is not None)
+
+    def _plan(self) -> StepPlan:
+        """The next step. In a batch that stays the same it is the last one, a position on; a second look at the same batch notices."""
+        batch, cohort, config = self.batch, self._cohort, self.core.config
+        if cohort is not None and cohort.version == batch.version and cohort.num_launched < cohort.horizon:
+            return StepPlan(cohort.rows, cohort.ends, cohort.ones, cohort.trues, True, cohort, cohort.num_launched)
+        self._cohort = None
+        plan = plan_step(batch, config.max_num_batched_tokens, config.enable_chunked_prefill)
+        if (
+            plan.steady
+            and len(plan.rows)
+            and self._planned_version == batch.version
+            and Cohort.fits(batch, plan.rows, plan.starts)
+        ):
+            self._cohort = plan.cohort = Cohort(batch, plan.rows, plan.starts)
+        self._planned_version = batch.version
+        return plan
+
+    def prepare(self) -> None:
+        """Gives the cohort the blocks of its next step, where there are enough: now nobody waits for it."""
+        cohort = self._cohort
+        if cohort is not None and cohort.version == self.batch.version and cohort.num_launched < cohort.horizon:
+            self._reserve_for(cohort, cohort.num_launched)
+
+    def _reserve_for(self, cohort: Cohort, turn: int) -> bool:
+        """Whether all rows of the cohort have the blocks of this step."""
+        places = cohort.lacking(self.batch, turn)
+        if len(places) > self.pool.num_available:
+            return False
+        if len(places):
+            cohort.give(self.batch, places, self.pool.allocate(len(places)))
         return True
 
     def _reserve_blocks(self, plan: StepPlan) -> list[int]:
         """Extends block tables for the plan, oldest first. Returns the rows for which there was nothing left."""
+        if plan.cohort is not None:
+            if self._reserve_for(plan.cohort, plan.turn):
+                return []
+            self._cohort = plan.cohort = None
         wanted = blocks_wanted(self.batch, plan)
         lacking: list[int] = []
         if not wanted.any():
@@ -163,6 +208,11 @@ class Pipeline:
         planned.launched_s = self.core.clock()
         planned.version = self.batch.version
         return planned.plan
+
+    def follows_its_own(self, number: int, cohort: Cohort) -> bool:
+        """Whether the step in flight before this one is the cohort's, too."""
+        older = self.world.older.key
+        return older != number and self.plans[older].plan.cohort is cohort
 
     def forget_plan(self, number: int) -> None:
         del self.plans[number]

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiesce.engine.batch_state import BatchState, Rows
+from quiesce.engine.cohort import Cohort
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepPlan:
     """Rows of a step, oldest first among decodes and then among prompts, and how far each gets. All [R]."""
 
@@ -29,6 +30,10 @@ class StepPlan:
     """Whether the chunk reaches the end of what is known, so that a token is sampled."""
     steady: bool = False
     """Every row computes one token and samples the next."""
+    cohort: Cohort | None = None
+    """Whose step it is, in a batch that stays the same."""
+    turn: int = 0
+    """Which step of the cohort, from 0."""
 
     def without(self, rows: NDArray[np.int32]) -> StepPlan:
         """The plan less these rows."""

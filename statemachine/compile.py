@@ -56,6 +56,8 @@ def compile_updates(machine: str, texts: tuple[str, ...]) -> Apply | None:
         read, write = _update(machine, update, f"v{number}")
         reads += read
         writes += write
+    if machine == "request" or any("request[" in text for text in texts):
+        writes.append("w.population += 1")
     body = "".join(f"\n    {line}" for line in [*reads, *writes])
     apply: Apply = _function(f"def apply(r, a):\n    w = r.world{body}", "apply", "; ".join(texts))
     return apply
@@ -98,6 +100,8 @@ def _quantified(machine: str, universal: bool, domain: str, body: Guard, this: s
     if domain in UNROLLED:
         parts = [_expression(domain, _own(body), "", record) for record in UNROLLED[domain]]
         return "(" + (" and " if universal else " or ").join(parts) + ")"
+    if universal and isinstance(body, Name) and body.name == "runnable" and domain in ("member", "named"):
+        return f"w.all_runnable({RANGES[domain].removesuffix('.values()')})"
     if isinstance(body, Truth):
         return f"bool({RANGES[domain].removesuffix('.values()')})"
     inner = _expression(RECORDS.get(domain, domain), _own(body), "", "e") if this == "r" and not _mentions_this(body) else None
@@ -134,6 +138,8 @@ def _mentions_this(tree: Guard) -> bool:
 
 
 def _comparison(machine: str, variable: Name, words: tuple[str, ...], each: str, this: str) -> str:
+    if variable.name == "place" and len(words) == 1 and not variable.machine:
+        return f"(w.newer is {'' if words == ('newer',) else 'not '}{this})"
     place = _place(machine, variable, each, this)
     if set(words) <= set(BIT) and _is_bit(machine, variable, each):
         return "True" if len(words) == 2 else place if words == ("yes",) else f"(not {place})"

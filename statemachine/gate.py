@@ -144,7 +144,7 @@ class Gate:
             target = move.target
             if not self.stock:
                 record.state = target
-            if target is not source:
+            if move.indexed and target is not source:
                 record.moved(source, target)
         self.log.append((record, event, source, target, move.index))
 

@@ -70,6 +70,8 @@ class Move:
     index: int
     watched: bool
     """Whether the monitor looks before it is made: it mints effects, or is a move of a step."""
+    indexed: bool
+    """Whether the record has an index to keep when it has moved there."""
     transition: RowTransition
 
 
@@ -174,6 +176,7 @@ class LifecycleMachine(Machine):
             row.joints,
             row.index,
             bool(row.effects) or self.table.name == "step",
+            target is not None and RECORDS[self.table.name].follows(target),
             transition,
         )
 
@@ -227,5 +230,6 @@ def build() -> dict[str, LifecycleMachine]:
     return {table.name: LifecycleMachine(table) for table in MACHINES if table.name in KEPT}
 
 
-KEPT = frozenset(record.machine for record in Record.__subclasses__())
+RECORDS = {record.machine: record for record in Record.__subclasses__()}
+KEPT = frozenset(RECORDS)
 """Machines of which the engine keeps records today. The other tables are declared and checked for form."""

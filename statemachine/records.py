@@ -48,6 +48,11 @@ class Record:
     def moved(self, source: str, target: str) -> None:
         """Called by the gate, and by nothing else, after the state has changed: keeps the world's indexes true."""
 
+    @classmethod
+    def follows(cls, target: str) -> bool:
+        """Whether `moved` has something to do for a move to this state."""
+        return cls.moved is not Record.moved
+
 
 class EngineRecord(Record):
     __slots__ = ("goal", "granted", "state")
@@ -137,6 +142,7 @@ class RequestRecord(Record):
         return self.key == min(self.world.by_state[RequestState.running], default=-1)
 
     def moved(self, source: str, target: str) -> None:
+        self.world.population += 1
         by_state = self.world.by_state
         by_state[source].pop(self.key, None)
         if target == RequestState.ended:
@@ -163,15 +169,21 @@ class StepRecord(Record):
         return Place.newer if self.world.newer is self else Place.older
 
     def add_members(self, requests: Iterable[RequestRecord]) -> None:
-        self.members.update((request.key, request) for request in requests)
+        named = self.world.members_of(requests)
+        self.members = {**self.members, **named} if self.members else named
 
     def remove_members(self, requests: Iterable[RequestRecord]) -> None:
-        for request in requests:
-            self.members.pop(request.key, None)
+        """The dictionary is made anew: steps of the same batch may share it."""
+        gone = {request.key for request in requests}
+        self.members = {key: member for key, member in self.members.items() if key not in gone}
 
     def moved(self, source: str, target: str) -> None:
-        if target in (StepState.retired, StepState.dropped):
+        if self.follows(target):
             self.world.vacate(self)
+
+    @classmethod
+    def follows(cls, target: str) -> bool:
+        return target in (StepState.retired, StepState.dropped)
 
 
 class StreamRecord(Record):
@@ -224,6 +236,11 @@ class World:
         }
         self.requests: dict[int, RequestRecord] = {}
         self.by_state: dict[str, dict[int, RequestRecord]] = {state: {} for state in RequestState}
+        self.population = 0
+        """Grows with every move and every mark of a request: what was found true of a set of requests is true until then."""
+        self._named: Iterable[RequestRecord] = ()
+        self._members: dict[int, RequestRecord] = {}
+        self._runnable_at = -1
         self.empty_step = StepRecord(self, -1)
         self.older = self.empty_step
         self.newer = self.empty_step
@@ -231,6 +248,28 @@ class World:
         self.link = LinkRecord(self)
         self.free = 0
         """How many requests like the one about to start there are blocks for; set right before `start` is fired."""
+
+    def members_of(self, requests: Iterable[RequestRecord]) -> dict[int, RequestRecord]:
+        """These requests by key, not to be changed. A batch that stays the same names the same tuple in every step."""
+        if requests is not self._named:
+            members = {request.key: request for request in requests}
+            if not isinstance(requests, tuple):
+                return members
+            self._named, self._members, self._runnable_at = requests, members, -1
+        return self._members
+
+    def all_runnable(self, requests: Iterable[RequestRecord] | dict[int, RequestRecord]) -> bool:
+        """Whether each of these runs and has no mark (the fact `runnable`). Asked of the same batch twice a step, hence remembered."""
+        known = requests is self._members or requests is self._named
+        if known and self._runnable_at == self.population:
+            return True
+        members = requests if isinstance(requests, dict) else self.members_of(requests)
+        found = all(
+            r.state == RequestState.running and not (r.abort_mark or r.eos_mark or r.fault_mark) for r in members.values()
+        )
+        if found and members is self._members:
+            self._runnable_at = self.population
+        return found
 
     def token(self, owner: str) -> TokenRecord:
         """The token of this owner; a name that holds nothing has a free one, kept only once it is held."""
