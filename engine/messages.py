@@ -8,14 +8,14 @@ Shapes: R = requests in the step, T = tokens in the step (the sum of `counts`), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiesce.statemachine.effects import LaunchStep
+from quiesce.statemachine.effects import LaunchStep, LoadWeights, Map, Unmap
 
 FROM_DEVICE = -1
 """In `StepInput.token_ids`: this token is the one the row sampled in the step launched before; take it from device memory."""
@@ -122,7 +122,45 @@ class Loaded:
     error: Exception | None = None
 
 
-Completion = StepOutput | Loaded
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A tag's arena has left, has come back, or could not. `error`: rolled back, nothing has changed, and it may be asked again."""
+
+    tag: str
+    to: str
+    """`released` (after `unmap`), `restored` (after `map`), or `zeroed` (after `restored`, of KV that was discarded)."""
+    num_bytes: int = 0
+    """Of memory given back, or taken again: measured on the process, not computed."""
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The next tensors of a source of weights. No pairs and no error: the source has no more."""
+
+    ticket: int
+    pairs: tuple[tuple[str, Any], ...] = ()
+    """(name, tensor); a tensor has `shape` and `dtype`."""
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsWritten:
+    """A chunk of new weights is in place, or failed half-way."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """What is loaded, as a hexadecimal digest: of the tensors by name, in the type they are kept in."""
+
+    ticket: int
+    digest: str = ""
+    error: Exception | None = None
+
+
+Completion = StepOutput | Loaded | Moved | Fetched | WeightsWritten | Checksum
 
 
 class Device(Protocol):
@@ -142,6 +180,27 @@ class Device(Protocol):
 
     def launch(self, effect: LaunchStep, step: StepInput) -> None:
         """Queues a step. `effect.subject == step.step`. At most two steps are launched and not polled."""
+
+    def unmap(self, effect: Unmap, tag: str, policy: str, blocks: Sequence[int]) -> None:
+        """Gives a tag's memory back; a `Moved` follows. `offload` keeps its content elsewhere, `discard` does not.
+
+        `blocks`: those of the KV that somebody holds or may find; the content of the others need not be kept.
+        """
+
+    def map(self, effect: Map, tag: str, policy: str) -> None:
+        """Takes the memory again, at the same addresses; a `Moved` follows. Under `offload` with its content.
+
+        KV that was discarded is zeroed without being asked: a second `Moved` says so.
+        """
+
+    def fetch(self, ticket: int, source: Iterator[tuple[str, Any]]) -> None:
+        """Takes the next tensors from a source, as many as make a chunk; a `Fetched` follows. Writes nothing."""
+
+    def load_weights(self, effect: LoadWeights, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Converts tensors, whose names and shapes are known to fit, and writes them; a `WeightsWritten` follows."""
+
+    def checksum(self, ticket: int) -> None:
+        """Sums up the weights as they are; a `Checksum` follows."""
 
     def poll(self) -> list[Completion]:
         """What completed since the last call, in order."""
