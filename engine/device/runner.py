@@ -57,7 +57,7 @@ class Runner:
         InvalidRequest: the checkpoint cannot be served.
     """
 
-    __slots__ = ("_config", "_kv_arena", "_next_token", "_sampler", "caches", "kv", "model", "num_blocks", "shape", "weights")
+    __slots__ = ("_config", "_next_token", "_sampler", "caches", "kv", "kv_arena", "model", "num_blocks", "shape", "weights")
 
     def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, progress: bool = True) -> None:
         dtype = getattr(torch, compute_dtype(config))
@@ -71,8 +71,8 @@ class Runner:
             raise
         # One block more than the pool: the zero block, which pads block tables.
         kv_shape = (info.num_layers, 2, num_blocks + 1, info.num_kv_heads, config.block_size, info.head_dim)
-        self._kv_arena = Arena(torch.Size(kv_shape).numel() * dtype.itemsize)
-        self.kv = self._kv_arena.view(0, kv_shape, dtype)
+        self.kv_arena = Arena(torch.Size(kv_shape).numel() * dtype.itemsize)
+        self.kv = self.kv_arena.view(0, kv_shape, dtype)
         self.caches: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.kv]
         longest = info.max_position_embeddings if config.max_model_len is None else config.max_model_len
         self.model = Model(info, self.weights, longest, config.batch_invariant)
@@ -169,4 +169,4 @@ class Runner:
         self.caches.clear()
         self.kv = torch.empty(0)
         self.weights.close()
-        self._kv_arena.close()
+        self.kv_arena.close()
