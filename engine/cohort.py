@@ -98,6 +98,10 @@ class Cohort:
         batch.num_scheduled[self.places] = ends
         self._count_pending(batch, 1)
 
+    def give_up(self) -> None:
+        """From now on steps are general ones, whose tokens in flight the cohort does not count: its own must land as such, too."""
+        self.version = -1
+
     def landed(self, batch: BatchState) -> None:
         """A step of the cohort came back."""
         self.num_flying -= 1

@@ -44,7 +44,7 @@ def commit_step(
     if plan.cohort is not None:
         if unchanged and _commit_cohort(batch, plan, plan.cohort, output):
             return Committed(plan.rows, output.token_ids, {}, (), True)
-        plan.cohort.version = -1  # the general path keeps no counts of a cohort
+        plan.cohort.give_up()
     rows, token_ids = plan.rows, output.token_ids
     complete = plan.steady and unchanged and bool((token_ids >= 0).all())
     if complete:

@@ -135,7 +135,9 @@ class Pipeline:
         batch, cohort, config = self.batch, self._cohort, self.core.config
         if cohort is not None and cohort.version == batch.version and cohort.num_launched < cohort.horizon:
             return StepPlan(cohort.rows, cohort.ends, cohort.ones, cohort.trues, True, cohort, cohort.num_launched)
-        self._cohort = None
+        if cohort is not None:
+            cohort.give_up()
+            self._cohort = None
         plan = plan_step(batch, config.max_num_batched_tokens, config.enable_chunked_prefill)
         if (
             plan.steady
@@ -167,6 +169,7 @@ class Pipeline:
         if plan.cohort is not None:
             if self._reserve_for(plan.cohort, plan.turn):
                 return []
+            plan.cohort.give_up()
             self._cohort = plan.cohort = None
         wanted = blocks_wanted(self.batch, plan)
         lacking: list[int] = []
