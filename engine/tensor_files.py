@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -127,15 +127,21 @@ def check_entry(path: str | Path, name: str, shape: tuple[int, ...], expected: M
 
 
 def check_tensors(info: ModelInfo) -> dict[Path, list[str]]:
-    """Checks that the files hold exactly the tensors of the model; returns the tensors to read from each file.
+    """Checks the files of the model's own folder; see `check_files`."""
+    folder = Path(info.folder)
+    return check_files(folder, tensor_files(folder), info)
+
+
+def check_files(folder: Path, files: Sequence[Path], info: ModelInfo) -> dict[Path, list[str]]:
+    """Checks that the files of a folder hold exactly the tensors of the model; returns the tensors to read from each file.
 
     Raises:
         InvalidRequest: a tensor or file is missing, cut short, of another shape or type, or unknown; names both.
     """
-    folder, expected = Path(info.folder), expected_tensors(info)
+    expected = expected_tensors(info)
     found: dict[Path, list[str]] = {}
     owner: dict[str, Path] = {}
-    for path in tensor_files(folder):
+    for path in files:
         found[path] = []
         for name, entry in read_header(path).items():
             if ignored(name, info):

@@ -155,15 +155,20 @@ def _load_file(weights: Weights, path: Path, names: list[str], bar: _Bar) -> Non
     try:
         with safe_open(path, "pt") as file:
             for name in names:
-                view = weights.destinations[name]
-                view.copy_(file.get_tensor(name))
-                if not all(bound.isfinite() for bound in view.aminmax()):
-                    raise refuse(
-                        path, f"tensor {name!r} holds values that are no finite {str(view.dtype).removeprefix('torch.')}"
-                    )
+                flaw = write_tensor(weights.destinations[name], file.get_tensor(name))
+                if flaw:
+                    raise refuse(path, f"tensor {name!r} {flaw}")
                 bar.update()
     except (OSError, SafetensorError) as error:
         raise refuse(path, f"tensor {name!r} cannot be read: {error}") from error
+
+
+def write_tensor(view: Tensor, tensor: Tensor) -> str:
+    """Copies a tensor into its place, converted, and repeated where the place wants it. Returns what is wrong with it, if anything."""
+    view.copy_(tensor)
+    if all(bound.isfinite() for bound in view.aminmax()):
+        return ""
+    return f"holds values that are no finite {str(view.dtype).removeprefix('torch.')}"
 
 
 def fill_dummy(weights: Weights, seed: int) -> None:
