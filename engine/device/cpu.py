@@ -9,17 +9,22 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum, auto
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
 
 from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.memory import Residence, block_spans
 from quiesce.engine.device.runner import Runner
-from quiesce.engine.messages import Completion, Loaded, StepInput, StepOutput
-from quiesce.statemachine.effects import LaunchStep
+from quiesce.engine.device.weight_update import checksum, take_chunk, write_pairs
+from quiesce.engine.messages import Checksum, Completion, Fetched, Loaded, Moved, StepInput, StepOutput, WeightsWritten
+from quiesce.spec.vocabulary import Policy, Tag
+from quiesce.statemachine.effects import Effect, LaunchStep, LoadWeights, Map, Unmap
 
 logger = logging.getLogger("quiesce.device")
 CLOSE_TIMEOUT_S = 5.0
@@ -28,11 +33,19 @@ DEPTH = 2
 """Steps launched and not polled, at most."""
 
 
+class Place(Enum):
+    """Where a tag's memory is, as far as the caller has been told."""
+
+    here = auto()
+    moving = auto()
+    away = auto()
+
+
 class CpuDevice:
     """`messages.Device` in plain torch.
 
-    Work is done in the order it was asked for: load, steps and poisonings share one queue. A broken promise of the caller
-    (a third step, a step before `load` or after `close`) raises at once.
+    Work is done in the order it was asked for: all of it shares one queue. A broken promise of the caller (a third step, a step
+    before `load`, after `close` or while memory is away) raises at once.
 
     Args:
         config: dtype, block size, limits.
@@ -60,6 +73,9 @@ class CpuDevice:
         self._done: deque[Completion] = deque()
         self._lock = threading.Lock()
         self._launched = 0
+        self._places = dict.fromkeys(Tag, Place.here)
+        self._policies: dict[Tag, Policy] = {}
+        self._residences: dict[Tag, Residence] = {}
         self._poison_error: Exception | None = None
         self._loading = self._closing = False
         self._thread = threading.Thread(target=self._serve, name="quiesce-cpu-device", daemon=True)
@@ -84,6 +100,8 @@ class CpuDevice:
                 raise RuntimeError(f"step {step.step} was launched while the device is not loaded")
             if self._launched >= DEPTH:
                 raise RuntimeError(f"step {step.step} was launched while {DEPTH} steps are launched and not polled")
+            if away := [tag for tag, place in self._places.items() if place is not Place.here]:
+                raise RuntimeError(f"step {step.step} was launched while {' and '.join(away)} are away")
             self._launched += 1
         self._work.put(lambda: self._step(step))
 
@@ -92,11 +110,45 @@ class CpuDevice:
             done = list(self._done)
             self._done.clear()
             self._launched -= sum(isinstance(completion, StepOutput) for completion in done)
+            for completion in done:
+                if isinstance(completion, Moved) and completion.to != "zeroed":
+                    left = (completion.to == "released") == (completion.error is None)
+                    self._places[Tag(completion.tag)] = Place.away if left else Place.here
         return done
 
+    def unmap(self, effect: Unmap, tag: str, policy: str, blocks: Sequence[int]) -> None:
+        what, kept = Tag(tag), np.unique(np.array(blocks, np.int64))
+        if what is Tag.kv_cache and len(kept) and not 0 <= kept[0] <= kept[-1] < self.num_blocks:
+            raise ValueError(f"blocks to keep must be in 0..{self.num_blocks - 1}")
+        if policy not in (Policy.offload, Policy.discard):
+            raise ValueError(f"policy {policy!r} is none under which memory leaves")
+        self._set_out(effect, what, Place.here)
+        self._policies[what] = Policy(policy)
+        self._work.put(lambda: self._unmap(what, Policy(policy), kept))
+
+    def map(self, effect: Map, tag: str, policy: str) -> None:
+        what = Tag(tag)
+        if policy != self._policies.get(what):
+            raise RuntimeError(f"{what} is mapped under {policy!r}; it left under {self._policies.get(what)}")
+        self._set_out(effect, what, Place.away)
+        self._work.put(lambda: self._map(what, Policy(policy)))
+
+    def fetch(self, ticket: int, source: Iterator[tuple[str, Any]]) -> None:
+        self._require_loaded("weights were fetched")
+        self._work.put(lambda: self._fetch(ticket, source))
+
+    def load_weights(self, effect: LoadWeights, pairs: Sequence[tuple[str, Any]]) -> None:
+        self._require_loaded("weights were written")
+        self._work.put(lambda: self._write(pairs))
+
+    def checksum(self, ticket: int) -> None:
+        self._require_loaded("a checksum was asked for")
+        self._work.put(lambda: self._checksum(ticket))
+
     def poison(self, blocks: Sequence[int]) -> None:
-        if self._closing or not self._loading:
-            raise RuntimeError("blocks were poisoned while the device is not loaded")
+        self._require_loaded("blocks were poisoned")
+        if self._places[Tag.kv_cache] is not Place.here:
+            raise RuntimeError("blocks were poisoned while their memory is away")
         freed = np.array(blocks, np.int64)
         self._work.put(lambda: self._poison(freed))
 
@@ -109,7 +161,26 @@ class CpuDevice:
             self._work.put(None)
             self._thread.join(CLOSE_TIMEOUT_S)
             if self._thread.is_alive():
-                logger.error("a device step does not end; its memory stays mapped until the process ends")
+                logger.error("the device's work does not end; its memory stays mapped until the process ends")
+
+    def _require_loaded(self, what: str) -> None:
+        if self._closing or not self._loading:
+            raise RuntimeError(f"{what} while the device is not loaded")
+
+    def _set_out(self, effect: Effect, tag: Tag, place: Place) -> None:
+        """The tag begins to move, from where it must be."""
+        if effect.subject != list(Tag).index(tag):
+            raise RuntimeError(f"{tag} was moved by the effect of tag {effect.subject}")
+        with self._lock:
+            self._require_loaded(f"{tag} was moved")
+            if self._places[tag] is not place:
+                raise RuntimeError(f"{tag} was moved while it is {self._places[tag].name}, not {place.name}")
+            self._places[tag] = Place.moving
+
+    def _go_on(self) -> None:
+        """Ends long work between two pieces of it, once the device closes. Nothing is reported then."""
+        if self._closing:
+            raise RuntimeError("the device is closing")
 
     def _serve(self) -> None:
         """The worker: until closed, one piece of work after the other; then the memory goes."""
@@ -119,6 +190,8 @@ class CpuDevice:
                 del work  # it holds the step's arrays
                 if completion is not None:
                     self._report(completion)
+            for residence in self._residences.values():
+                residence.close()
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
@@ -134,7 +207,9 @@ class CpuDevice:
         try:
             if self._config.num_threads is not None:
                 torch.set_num_threads(self._config.num_threads)
-            self._runner = Runner(self._config, self._info, self.num_blocks, self._progress)
+            runner = self._runner = Runner(self._config, self._info, self.num_blocks, self._progress)
+            arenas = {Tag.weights: runner.weights.arena, Tag.kv_cache: runner.kv_arena}
+            self._residences = {tag: Residence(arena) for tag, arena in arenas.items()}
         except Exception as error:  # noqa: BLE001 - whatever it is, the control plane decides what it means
             return Loaded(error)
         return Loaded()
@@ -144,11 +219,10 @@ class CpuDevice:
         try:
             if self._before_step is not None:
                 self._before_step(step.step)
-            if self._runner is None:
-                raise RuntimeError("the device did not load")
+            runner = self._present(*Tag)
             if self._poison_error is not None:
                 raise self._poison_error
-            landed = self._runner.run(step)
+            landed = runner.run(step)
         except Exception as error:  # noqa: BLE001 - the step lands with it
             none = np.full(len(step.rows), -1, np.int64)
             return StepOutput(step.step, step.epoch, none, error=error, started_s=started, ended_s=time.perf_counter())
@@ -163,11 +237,64 @@ class CpuDevice:
             ended_s=time.perf_counter(),
         )
 
+    def _present(self, *tags: Tag) -> Runner:
+        """The runner, whose memory under these tags is here. A touch of what is away would bring it back as zeros, unseen."""
+        if self._runner is None:
+            raise RuntimeError("the device did not load")
+        if away := [tag for tag in tags if not self._residences[tag].mapped]:
+            raise RuntimeError(f"the memory of {' and '.join(away)} is away")
+        return self._runner
+
+    def _unmap(self, tag: Tag, policy: Policy, blocks: np.typing.NDArray[np.int64]) -> Moved:
+        try:
+            runner = self._present(tag)
+            spans = None
+            if policy is Policy.offload:
+                spans = [(0, runner.weights.arena.num_bytes)] if tag is Tag.weights else block_spans(runner.kv, blocks)
+            num_bytes = self._residences[tag].release(spans, self._go_on)
+        except Exception as error:  # noqa: BLE001 - rolled back; the control plane decides what it means
+            return Moved(tag, "released", error=error)
+        return Moved(tag, "released", num_bytes)
+
+    def _map(self, tag: Tag, policy: Policy) -> Moved:
+        to = "restored"
+        try:
+            num_bytes = self._residences[tag].restore(self._go_on)
+            if tag is Tag.weights or policy is Policy.offload:
+                return Moved(tag, to, num_bytes)
+            self._report(Moved(tag, to, num_bytes))
+            to = "zeroed"
+            self._residences[tag].zero()
+        except Exception as error:  # noqa: BLE001 - rolled back; the control plane decides what it means
+            return Moved(tag, to, error=error)
+        return Moved(tag, to)
+
+    def _fetch(self, ticket: int, source: Iterator[tuple[str, Any]]) -> Fetched:
+        try:
+            return Fetched(ticket, take_chunk(source, self._go_on))
+        except Exception as error:  # noqa: BLE001 - it is the source's, and its caller's to hear
+            return Fetched(ticket, error=error)
+        except BaseException as error:  # noqa: BLE001 - the source would end this thread
+            return Fetched(ticket, error=RuntimeError(f"the source of weights raised {error!r}"))
+
+    def _write(self, pairs: Sequence[tuple[str, Any]]) -> WeightsWritten:
+        try:
+            write_pairs(self._present(Tag.weights).weights, pairs, self._go_on)
+        except Exception as error:  # noqa: BLE001 - the control plane decides what it means
+            return WeightsWritten(error)
+        return WeightsWritten()
+
+    def _checksum(self, ticket: int) -> Checksum:
+        try:
+            return Checksum(ticket, checksum(self._present(Tag.weights).weights, self._go_on))
+        except Exception as error:  # noqa: BLE001 - its caller's to hear
+            return Checksum(ticket, error=error)
+
     def _poison(self, blocks: np.typing.NDArray[np.int64]) -> None:
         """Poisoning reports nothing, so that what goes wrong in it fails the next step."""
         try:
             if self._runner is not None:
-                self._runner.poison(blocks)
+                self._present(Tag.kv_cache).poison(blocks)
         except Exception as error:  # noqa: BLE001 - see above
             self._poison_error = error
 
