@@ -16,16 +16,17 @@ from typing import Any, Self, TypeVar, cast
 
 from quiesce.engine import errors
 from quiesce.engine.config import EngineConfig, is_seconds
+from quiesce.engine.control import ControlCalls
 from quiesce.engine.core import Core
 from quiesce.engine.errors import InvalidRequest, shown
-from quiesce.engine.inbox import NOBODY, Abort, AwaitReady, Shutdown
+from quiesce.engine.inbox import NOBODY, Abort, AwaitReady, Control
 from quiesce.engine.link.thread import ThreadLink
 from quiesce.engine.messages import Device
 from quiesce.engine.model import Model, Prompt, make_device, open_model
 from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.stream import FrontEnd, Link, Stream
-from quiesce.spec.vocabulary import LinkState
+from quiesce.spec.vocabulary import LinkState, OperationKind
 
 logger = logging.getLogger("quiesce.api")
 T = TypeVar("T")
@@ -33,7 +34,7 @@ DeviceFactory = Callable[[EngineConfig, Model], Device]
 LinkFactory = Callable[[Core, Callable[..., object]], Link]
 
 
-class AsyncEngine:
+class AsyncEngine(ControlCalls):
     """An engine on the running event loop; its core works elsewhere (a thread of its own).
 
     Use it as a context manager: entering waits until the weights are loaded, leaving shuts down.
@@ -91,7 +92,7 @@ class AsyncEngine:
             await self.shutdown(timeout=0)
             raise
         except BaseException:  # cancelled: nobody will call __aexit__, and awaiting here could be cancelled again
-            self._link.post(Shutdown(NOBODY, 0.0))
+            self._link.post(Control(NOBODY, OperationKind.shutdown, timeout_s=0.0))
             raise
 
     def _start(self) -> None:
@@ -254,7 +255,8 @@ class AsyncEngine:
         result = Transition(status.engine, False, status.epoch)
         if self._front.world.link.state == LinkState.up:
             with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted
-                result = cast("Transition", await asyncio.shield(self._front.ask(lambda call: Shutdown(call, float(seconds)))))
+                asked = self._front.control(lambda call: Control(call, OperationKind.shutdown, timeout_s=float(seconds)))
+                result = cast("Transition", await asyncio.shield(asked))
         if self._ended is not None:
             await asyncio.shield(self._ended)
         self._link.join()

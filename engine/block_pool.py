@@ -94,6 +94,12 @@ class BlockPool:
             freed.append(block)
         return freed
 
+    def blocks_in_use(self) -> list[int]:
+        """Blocks whose content somebody holds or may find again."""
+        free = np.zeros(self.num_blocks, np.bool_)
+        free[self._free] = True
+        return [int(block) for block in np.flatnonzero(~free)]
+
     def drop_cached(self) -> None:
         """Forgets every cached block; those nobody holds become free."""
         for block in self.prefix_cache.clear():

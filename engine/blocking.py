@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -155,6 +155,90 @@ class Engine:
 
     def request_ids(self) -> tuple[str, ...]:
         return self._engine.request_ids()
+
+    # ---- control calls: see `AsyncEngine` for what each does and raises ---------------------------------------------------------
+
+    def pause(
+        self,
+        mode: str = "abort",
+        owner: str = "user",
+        clear_cache: bool = False,
+        timeout: float | None = None,
+        ttl: float | None = None,
+        operation_id: str | None = None,
+    ) -> Transition:
+        return self._run(self._engine.pause(mode, owner, clear_cache, timeout, ttl, operation_id))
+
+    def resume(self, owner: str = "user", operation_id: str | None = None) -> Transition:
+        return self._run(self._engine.resume(owner, operation_id))
+
+    def pause_generation(
+        self, *, mode: str = "abort", wait_for_inflight_requests: bool = False, clear_cache: bool = True
+    ) -> Transition:
+        waits = wait_for_inflight_requests
+        return self._run(self._engine.pause_generation(mode=mode, wait_for_inflight_requests=waits, clear_cache=clear_cache))
+
+    def resume_generation(self) -> Transition:
+        return self._run(self._engine.resume_generation())
+
+    def is_paused(self) -> bool:
+        return self._run(self._engine.is_paused())
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, operation_id: str | None = None) -> bool:
+        return self._run(self._engine.reset_prefix_cache(reset_running_requests, operation_id))
+
+    def sleep(
+        self,
+        level: int | None = None,
+        tags: Iterable[str] | Mapping[str, str] | None = None,
+        mode: str | None = None,
+        timeout: float | None = None,
+        operation_id: str | None = None,
+    ) -> Transition:
+        return self._run(self._engine.sleep(level, tags, mode, timeout, operation_id))
+
+    def wake_up(
+        self, tags: Iterable[str] | None = None, timeout: float | None = None, operation_id: str | None = None
+    ) -> Transition:
+        return self._run(self._engine.wake_up(tags, timeout, operation_id))
+
+    def is_sleeping(self) -> bool:
+        return self._run(self._engine.is_sleeping())
+
+    def update_weights(
+        self,
+        source: object,
+        version: int | str | None = None,
+        mode: str = "keep",
+        kv: str = "recompute",
+        timeout: float | None = None,
+        operation_id: str | None = None,
+    ) -> Transition:
+        return self._run(self._engine.update_weights(source, version, mode, kv, timeout, operation_id))
+
+    def begin_weight_update(
+        self,
+        mode: str = "keep",
+        kv: str = "recompute",
+        timeout: float | None = None,
+        lease: float | None = None,
+        operation_id: str | None = None,
+    ) -> Transition:
+        return self._run(self._engine.begin_weight_update(mode, kv, timeout, lease, operation_id))
+
+    def load_weights(
+        self, weights: Mapping[str, Any] | Iterable[tuple[str, Any]], operation_id: str | None = None
+    ) -> Transition:
+        return self._run(self._engine.load_weights(weights, operation_id))
+
+    def finish_weight_update(self, version: int | str | None = None, operation_id: str | None = None) -> Transition:
+        return self._run(self._engine.finish_weight_update(version, operation_id))
+
+    def abort_weight_update(self, operation_id: str | None = None) -> Transition:
+        return self._run(self._engine.abort_weight_update(operation_id))
+
+    def weights_checksum(self) -> str:
+        return self._run(self._engine.weights_checksum())
 
     def status(self) -> Status:
         return self._engine.status()

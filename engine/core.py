@@ -22,20 +22,20 @@ from quiesce.engine.block_pool import BlockPool
 from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.commit import cache_full_blocks, commit_step
 from quiesce.engine.config import EngineConfig
-from quiesce.engine.inbox import Abort, AwaitReady, Event, Inbox, Shutdown, Submit
+from quiesce.engine.inbox import Abort, AwaitReady, Control, Detach, Event, Inbox, Submit
 from quiesce.engine.interpreter import Interpreter
 from quiesce.engine.lifecycle import Lifecycle
-from quiesce.engine.messages import Device, Loaded, StepOutput
+from quiesce.engine.messages import Checksum, Completion, Device, Fetched, Loaded, Moved, StepOutput, WeightsWritten
 from quiesce.engine.noise import drawn_seed
-from quiesce.engine.outputs import Admission, Status, Transition
+from quiesce.engine.operations import Operations, error_for
+from quiesce.engine.outputs import Admission, Status
 from quiesce.engine.pipeline import Pipeline, PlannedStep
 from quiesce.engine.prefix_cache import PrefixCache
 from quiesce.engine.request import NO_ROW, Request
 from quiesce.engine.tokenizer import Tokenizer
-from quiesce.spec.language import Error
-from quiesce.spec.vocabulary import EngineState, FinishReason, Mode, RequestState, StepState
+from quiesce.spec.vocabulary import EngineState, FinishReason, Mode, OperationKind, RequestState, StepState
 from quiesce.statemachine.compile import compile_guard
-from quiesce.statemachine.effects import LaunchStep
+from quiesce.statemachine.effects import LaunchStep, LoadWeights, Map, Unmap
 from quiesce.statemachine.gate import Gate, RefusedTransition
 from quiesce.statemachine.machine import NO_DATA
 from quiesce.statemachine.monitor import ConformanceError, Monitor
@@ -43,6 +43,8 @@ from quiesce.statemachine.records import World
 from quiesce.statemachine.trace import Trace
 
 logger = logging.getLogger("quiesce.core")
+FOR_THE_DEVICE = (LaunchStep, Map, Unmap, LoadWeights)
+"""Effects that a device which has failed is not asked for any more."""
 
 
 class Core:
@@ -81,12 +83,10 @@ class Core:
         self._num_requests = 0
         self.failure: Exception | None = None
         self._ready_calls: list[int] = []
-        self._shutdown_calls: list[tuple[int, float]] = []
-        self._shutdown_deadline_s: float | None = None
-        self.aborted_by_shutdown: list[str] = []
         self.started_s = clock()
         self._queues = compile_guard("engine", "queues")
         self.pipeline = Pipeline(self)
+        self.operations = Operations(self)
         self.interpreter = Interpreter(self)
         self.status = self._snapshot()
 
@@ -118,14 +118,16 @@ class Core:
         """When, on the core's clock, a pass is due even if nothing happens."""
         launched = [plan.launched_s for plan in self.pipeline.plans.values() if plan.launched_s is not None]
         due = [launched_s + self.config.step_timeout_s for launched_s in launched]
-        if self._shutdown_deadline_s is not None and self.world.engine.state == EngineState.draining:
-            due.append(self._shutdown_deadline_s)
-        return min(due, default=None)
+        control_s = self.operations.next_deadline_s()
+        return min(due if control_s is None else [*due, control_s], default=None)
 
     def settle(self) -> None:
         """Boundary rows to a fixpoint, then their effects: after every event, so that none is taken while such work is pending (R1)."""
         self.lifecycle.settle()
         self.act()
+        while self.operations.begin_waiting():
+            self.lifecycle.settle()
+            self.act()
 
     def act(self) -> None:
         """Performs the effects collected so far."""
@@ -145,8 +147,21 @@ class Core:
                 else:
                     self.lifecycle.ready()
             else:
-                self._land_step(completion)
+                self._take_completion(completion)
             self.settle()
+
+    def _take_completion(self, completion: Completion) -> None:
+        match completion:
+            case StepOutput():
+                self._land_step(completion)
+            case Moved():
+                self.operations.moved(completion)
+            case Fetched():
+                self.operations.update.fetched(completion)
+            case WeightsWritten():
+                self.operations.update.written(completion)
+            case Checksum():
+                self.operations.delivered(completion.ticket, completion.digest, completion.error)
 
     def _land_step(self, output: StepOutput) -> None:
         step = self.world.older
@@ -176,7 +191,7 @@ class Core:
         if output.faults or not committed.complete:
             self._blame(planned, output)
         self._landed.append((planned, output))
-        if committed.ended or output.faults:
+        if committed.ended or output.faults or self.world.engine.state != EngineState.running:
             self._account_for_landed()  # now: what ends gives its blocks back in this pass
         for other in self.pipeline.plans.values():
             if other.launched_s is not None:
@@ -215,8 +230,10 @@ class Core:
                     self._submit(event)
                 case Abort():
                     self._abort(event)
-                case Shutdown():
-                    self._shutdown(event)
+                case Control():
+                    self.operations.call(event)
+                case Detach():
+                    self.operations.detach(event.call)
                 case AwaitReady():
                     self._ready_calls.append(event.call)
             self.settle()
@@ -253,30 +270,9 @@ class Core:
             self.settle()  # answered only once the terminal is out
             self.answer(Reply(event.call, moved))
 
-    def _shutdown(self, event: Shutdown) -> None:
-        self._shutdown_calls.append((event.call, self.clock()))
-        self.lifecycle.shutdown(Mode.wait if event.timeout_s > 0 else Mode.abort)
-        deadline = self.clock() + event.timeout_s
-        self._shutdown_deadline_s = deadline if self._shutdown_deadline_s is None else min(deadline, self._shutdown_deadline_s)
-        if self.world.engine.state == EngineState.stopped:
-            self.answer_callers("")
-
-    def answer_callers(self, detail: str) -> None:
-        """Answers the shutdowns that wait, once the engine has stopped. (Nothing else waits for a move today.)"""
-        if self.world.engine.state != EngineState.stopped:
-            return
-        for call, began_s in self._shutdown_calls:
-            duration_s = self.clock() - began_s
-            result = Transition(str(EngineState.stopped), True, self.epoch, duration_s, aborted=tuple(self.aborted_by_shutdown))
-            self.answer(Reply(call, result))
-        self._shutdown_calls.clear()
-
     def _expire_deadlines(self) -> None:
         now_s = self.clock()
-        if self._shutdown_deadline_s is not None and now_s >= self._shutdown_deadline_s:
-            self._shutdown_deadline_s = None
-            self.lifecycle.shutdown_deadline()
-            self.settle()
+        self.operations.expire(now_s)
         for number, planned in self.pipeline.plans.items():
             if planned.launched_s is not None and now_s >= planned.launched_s + self.config.step_timeout_s:
                 raise TimeoutError(f"step {number} did not land within {self.config.step_timeout_s} s")
@@ -318,7 +314,7 @@ class Core:
     def fail(self, error: Exception) -> None:
         """Fails the engine: everybody live is answered `error`, pending shutdowns end, nothing hangs."""
         logger.error("engine failed: %s: %s", type(error).__name__, error, exc_info=error)
-        unperformed = [effect for effect in self.lifecycle.effects if not isinstance(effect, LaunchStep)]
+        unperformed = [effect for effect in self.lifecycle.effects if not isinstance(effect, FOR_THE_DEVICE)]
         self.lifecycle.effects.clear()
         self.interpreter.perform(deque(unperformed))  # an answer that was due is still due
         for request in self.requests.values():
@@ -326,10 +322,11 @@ class Core:
         self.failure = self.failure or error
         self._landed.clear()
         self.lifecycle.fail_engine()
+        self.operations.fail(error)
         self.epoch += 1
         self.pipeline.plans.clear()
         self.settle()
-        if self._shutdown_calls:
+        if any(operation.kind == OperationKind.shutdown for operation in self.operations.by_key.values()):
             self.lifecycle.shutdown(Mode.abort)
             self.settle()
 
@@ -370,7 +367,7 @@ class Core:
             memory=MappingProxyType({tag.value: str(record.state) for tag, record in world.memory.items()}),
             weights=(world.weights.version, str(world.weights.state)),
             pause_owners=MappingProxyType({name: str(t.state) for name, t in world.pause_token.items() if t.state != "free"}),
-            operation="shutdown" if self._shutdown_calls else None,
+            operation=self.operations.in_hand(),
             requests=MappingProxyType({str(state): len(found) for state, found in world.by_state.items() if found}),
             sessions=0,
             streams=0,
@@ -386,15 +383,3 @@ class Core:
         if self.world.engine.state == EngineState.running:
             return "accept"
         return "queue" if self._queues is not None and self._queues(self.world.engine, NO_DATA) else "reject"
-
-
-def error_for(refusal: RefusedTransition, engine_state: str) -> Exception:
-    """The error a caller meets for a refused transition."""
-    if refusal.error is Error.TransitionConflict:
-        return errors.TransitionConflict(refusal.state, refusal.event, refusal.allowed, refusal.how_to)
-    if refusal.error is Error.DuplicateRequest:
-        return errors.DuplicateRequest(refusal.record)
-    if refusal.error is Error.InvalidRequest:
-        return errors.InvalidRequest(refusal.event, refusal.how_to)
-    kind = errors.EngineDead if refusal.error is Error.EngineDead else errors.Unavailable
-    return kind(engine_state, refusal.how_to)

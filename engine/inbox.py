@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quiesce.engine.errors import QueueFull
 from quiesce.engine.sampling_params import SamplingParams
+from quiesce.spec.vocabulary import Mode, OperationKind, Policy
 
 NOBODY = 0
 """As a call's number: nobody waits for the answer."""
@@ -41,11 +43,36 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Shutdown:
-    """Drain until `timeout_s` from now, then abort what is left, then stop."""
+class Control:
+    """A control call. It is answered once, when its operation is done, failed or superseded."""
 
     call: int
-    timeout_s: float
+    kind: OperationKind
+    operation_id: str | None = None
+    """A retry with the same one is given the first one's answer."""
+    timeout_s: float | None = None
+    """How long it may wait and drain; a shutdown that takes longer aborts what is left."""
+    owner: str = ""
+    mode: Mode | None = None
+    """None: as strong as the strongest that is held, else abort."""
+    weights: Policy = Policy.none
+    kv_cache: Policy = Policy.none
+    tags: str = "both"
+    """What to wake: `weights`, `kv_cache` or `both`."""
+    clear_cache: bool = False
+    ttl_s: float | None = None
+    """How long the token is held, or an update may stay open, before the engine ends it by itself."""
+    keep_kv: bool = False
+    version: int | str | None = None
+    source: Iterator[tuple[str, Any]] | None = None
+    """Names and tensors of new weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """The caller of this call has left; the operation runs to its declared end."""
+
+    call: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +82,7 @@ class AwaitReady:
     call: int
 
 
-Event = Submit | Abort | Shutdown | AwaitReady
+Event = Submit | Abort | Control | Detach | AwaitReady
 
 
 class Inbox:

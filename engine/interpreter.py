@@ -17,19 +17,23 @@ from quiesce.engine.noise import noise_key
 from quiesce.engine.outputs import RequestMetrics
 from quiesce.engine.request import NO_ROW, Request
 from quiesce.engine.scheduler import StepPlan, blocks_to_begin
-from quiesce.spec.vocabulary import EngineState, FinishReason
+from quiesce.spec.vocabulary import FinishReason, Tag
 from quiesce.statemachine.effects import (
     Accept,
     AllocateBlocks,
-    AnswerCallers,
+    Answer,
     DropPrefixIndex,
     DropStep,
     Effect,
     FreeBlocks,
     LaunchStep,
+    LoadWeights,
+    Map,
+    NewVersion,
     ReleaseEverything,
     RetireStep,
     Terminal,
+    Unmap,
     word_of,
 )
 from quiesce.statemachine.records import World
@@ -99,9 +103,8 @@ class Interpreter:
         total = len(request.token_ids) if request.row == NO_ROW else int(self.batch.num_tokens[request.row])
         metrics = RequestMetrics(request.arrival_s, request.first_token_s, self.core.clock())
         self.core.finished[reason] += 1
-        ending = self.world.engine.state in (EngineState.draining, EngineState.stopping)
-        if reason is FinishReason.abort and ending and not request.client_aborts:
-            self.core.aborted_by_shutdown.append(request.request_id)
+        if reason is FinishReason.abort and not request.client_aborts:
+            self.core.operations.request_aborted(request.client_id)
         siblings = self.core.by_stream.get(request.stream, [])
         siblings.remove(request)
         if not siblings:
@@ -145,8 +148,23 @@ class Interpreter:
     def do_drop_prefix_index(self, effect: DropPrefixIndex) -> None:
         self.pool.drop_cached()
 
-    def do_answer_callers(self, effect: AnswerCallers) -> None:
-        self.core.answer_callers(effect.detail)
+    def do_answer(self, effect: Answer) -> None:
+        self.core.operations.answer(effect.subject, effect.detail)
+
+    def do_unmap(self, effect: Unmap) -> None:
+        tag = _tag(effect)
+        blocks = self.pool.blocks_in_use() if tag == Tag.kv_cache else []
+        self.device.unmap(effect, tag, self.world.memory[tag].policy, blocks)
+
+    def do_map(self, effect: Map) -> None:
+        tag = _tag(effect)
+        self.device.map(effect, tag, self.world.memory[tag].policy)
+
+    def do_load_weights(self, effect: LoadWeights) -> None:
+        self.device.load_weights(effect, self.core.operations.update.pairs)
+
+    def do_new_version(self, effect: NewVersion) -> None:
+        self.core.operations.update.new_version()
 
     def do_release_everything(self, effect: ReleaseEverything) -> None:
         self.device.close()
@@ -194,6 +212,11 @@ class Interpreter:
             noise_keys=noise_keys,
             adjustments=self._adjustments(plan) if batch.adjusted[rows].any() else (),
         )
+
+
+def _tag(effect: Effect) -> Tag:
+    """The tag whose memory record minted the effect."""
+    return list(Tag)[effect.subject]
 
 
 def _input_ids(batch: BatchState, plan: StepPlan) -> NDArray[np.int64]:
@@ -246,7 +269,11 @@ PERFORMED: tuple[type[Effect], ...] = (
     RetireStep,
     DropStep,
     DropPrefixIndex,
-    AnswerCallers,
+    Answer,
+    Unmap,
+    Map,
+    LoadWeights,
+    NewVersion,
     ReleaseEverything,
 )
 """The effects that a core performs today; the front end performs those of streams."""

@@ -10,17 +10,36 @@ from collections.abc import Callable, Iterable, Sequence
 
 from quiesce.engine.request import Request
 from quiesce.spec import PASS_ORDER
-from quiesce.spec.vocabulary import EngineEvent, EngineState, Mode, RequestEvent, RequestState, StepEvent, StepState
+from quiesce.spec.vocabulary import (
+    EngineEvent,
+    EngineState,
+    MemoryEvent,
+    MemoryState,
+    Mode,
+    OperationEvent,
+    OperationState,
+    Policy,
+    RequestEvent,
+    RequestState,
+    StepEvent,
+    StepState,
+    Tag,
+    WeightsEvent,
+    WeightsState,
+)
 from quiesce.statemachine.compile import Data
 from quiesce.statemachine.effects import Effect
 from quiesce.statemachine.gate import Gate, Outcome
 from quiesce.statemachine.machine import NO_DATA
-from quiesce.statemachine.records import Record, RequestRecord, StepRecord, World
+from quiesce.statemachine.records import OperationRecord, Record, RequestRecord, StepRecord, World
 
 WAITING = (RequestState.received, RequestState.admitted)
 HOLDING = (RequestState.running, RequestState.retracting)
-ONLY_WHEN_CLOSED = ("fail", "sweep", "retract", "drained_stop", "stop")
-"""Looks that no state but `running` needs: their methods ask for another one first."""
+ONLY_WHEN_CLOSED = (
+    "fail", "sweep", "retract", "undrain", "drained_stop", "drained_pause", "drained_sleep", "drained_update", "act", "release",
+    "committed", "settle_sleeping", "settle_paused", "cleared", "reopen", "stop",
+)  # fmt: skip
+"""Looks that find nothing while the engine runs: their rows ask for another state."""
 ONLY_WHEN_MARKED = ("aborted", "fault", "finish")
 GATED = frozenset(EngineState) - {EngineState.running}
 
@@ -209,23 +228,155 @@ class Lifecycle:
     def ready_empty(self) -> None:
         self._fire(self.world.engine, EngineEvent.ready_empty)
 
+    def pause(self, owner: str, mode: Mode) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.pause, {"owner": owner, "mode": mode})
+
+    def may_pause(self, owner: str, mode: Mode) -> bool:
+        return self.gate.may(self.world.engine, EngineEvent.pause, {"owner": owner, "mode": mode})
+
+    def resume(self, owner: str) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.resume, {"owner": owner})
+
+    def sleep(self, mode: Mode, weights: Policy, kv_cache: Policy) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.sleep, {"mode": mode, "weights": weights, "kv_cache": kv_cache})
+
+    def withdraw_sleep(self) -> None:
+        self._fire(self.world.engine, EngineEvent.withdraw_sleep)
+
+    def wake_up(self, tags: str) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.wake_up, {"tags": tags})
+
+    def clear(self) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.clear)
+
+    def withdraw_clear(self) -> None:
+        self._fire(self.world.engine, EngineEvent.withdraw_clear)
+
+    def begin_update(self, mode: Mode) -> Outcome:
+        return self._fire(self.world.engine, EngineEvent.begin_update, {"mode": mode})
+
+    def withdraw_update(self) -> None:
+        self._fire(self.world.engine, EngineEvent.withdraw_update)
+
     def shutdown(self, mode: Mode) -> Outcome:
         return self._fire(self.world.engine, EngineEvent.shutdown, {"mode": mode})
 
     def shutdown_deadline(self) -> None:
         self._fire(self.world.engine, EngineEvent.shutdown_deadline)
 
-    def drained_stop(self) -> bool:
-        engine = self.world.engine
-        return engine.state == EngineState.draining and self._fire(engine, EngineEvent.drained_stop).moved
-
-    def stop(self) -> bool:
-        engine = self.world.engine
-        return engine.state == EngineState.stopping and self._fire(engine, EngineEvent.stop).moved
-
     def fail_engine(self) -> Outcome:
         """The engine's `fail`; the requests' `fail` follows in the same pass."""
         return self._fire(self.world.engine, EngineEvent.fail)
+
+    # ---- engine: boundary rows ----------------------------------------------------------------------------------------------
+
+    def _fire_engine(self, state: EngineState, event: str) -> bool:
+        engine = self.world.engine
+        return engine.state == state and self._fire(engine, event).moved
+
+    def undrain(self) -> bool:
+        return self._fire_engine(EngineState.draining, EngineEvent.undrain)
+
+    def drained_stop(self) -> bool:
+        return self._fire_engine(EngineState.draining, EngineEvent.drained_stop)
+
+    def drained_pause(self) -> bool:
+        return self._fire_engine(EngineState.draining, EngineEvent.drained_pause)
+
+    def drained_sleep(self) -> bool:
+        return self._fire_engine(EngineState.draining, EngineEvent.drained_sleep)
+
+    def drained_update(self) -> bool:
+        return self._fire_engine(EngineState.draining, EngineEvent.drained_update)
+
+    def settle_sleeping(self) -> bool:
+        return self._fire_engine(EngineState.partially_awake, EngineEvent.settle_sleeping)
+
+    def settle_paused(self) -> bool:
+        return self._fire_engine(EngineState.partially_awake, EngineEvent.settle_paused)
+
+    def cleared(self) -> bool:
+        return self._fire_engine(EngineState.paused, EngineEvent.cleared)
+
+    def reopen(self) -> bool:
+        return self._fire_engine(EngineState.paused, EngineEvent.reopen)
+
+    def stop(self) -> bool:
+        return self._fire_engine(EngineState.stopping, EngineEvent.stop)
+
+    # ---- memory and weights -------------------------------------------------------------------------------------------------
+
+    def release(self) -> bool:
+        if self.world.engine.state != EngineState.partially_awake:
+            return False
+        mapped = (MemoryState.resident, MemoryState.undefined)
+        return self._fire_each([tag for tag in self.world.memory.values() if tag.state in mapped], MemoryEvent.release)
+
+    def released(self, tag: Tag) -> None:
+        self._fire(self.world.memory[tag], MemoryEvent.released)
+
+    def release_failed(self, tag: Tag) -> None:
+        self._fire(self.world.memory[tag], MemoryEvent.release_failed)
+
+    def restored(self, tag: Tag) -> None:
+        self._fire(self.world.memory[tag], MemoryEvent.restored)
+
+    def restore_failed(self, tag: Tag) -> None:
+        self._fire(self.world.memory[tag], MemoryEvent.restore_failed)
+
+    def kv_ready(self) -> None:
+        self._fire(self.world.memory[Tag.kv_cache], MemoryEvent.kv_ready)
+
+    def load(self) -> None:
+        self._fire(self.world.weights, WeightsEvent.load)
+
+    def may_load(self) -> bool:
+        return self.gate.may(self.world.weights, WeightsEvent.load)
+
+    def commit(self) -> None:
+        self._fire(self.world.weights, WeightsEvent.commit)
+
+    def commit_keep(self) -> None:
+        self._fire(self.world.weights, WeightsEvent.commit_keep)
+
+    def committed(self) -> bool:
+        weights = self.world.weights
+        return weights.state == WeightsState.committing and self._fire(weights, WeightsEvent.committed).moved
+
+    def rollback(self) -> None:
+        self._fire(self.world.weights, WeightsEvent.rollback)
+
+    def load_failed(self) -> None:
+        self._fire(self.world.weights, WeightsEvent.load_failed)
+
+    # ---- operation ----------------------------------------------------------------------------------------------------------
+
+    def take(self, operation: OperationRecord) -> None:
+        self._fire(operation, OperationEvent.take)
+
+    def act(self) -> bool:
+        return bool(self.world.operations) and self._fire_each(self._operations(OperationState.draining), OperationEvent.act)
+
+    def deliver(self, operation: OperationRecord) -> None:
+        self._fire(operation, OperationEvent.deliver)
+
+    def complete(self) -> bool:
+        return bool(self.world.operations) and self._fire_each(self._operations(OperationState.acting), OperationEvent.complete)
+
+    def give_up(self, operation: OperationRecord) -> None:
+        self._fire(operation, OperationEvent.give_up)
+
+    def supersede(self, operation: OperationRecord) -> bool:
+        return self._fire(operation, OperationEvent.supersede).moved
+
+    def expire(self, operation: OperationRecord) -> None:
+        self._fire(operation, OperationEvent.expire)
+
+    def detach(self, operation: OperationRecord) -> None:
+        self._fire(operation, OperationEvent.detach)
+
+    def _operations(self, state: OperationState) -> list[OperationRecord]:
+        return [operation for operation in self.world.operations.values() if operation.state == state]
 
 
 def _is_marked(request: RequestRecord) -> bool:

@@ -91,6 +91,11 @@ class Request(RequestRecord):
         self.home.request_moved(self, source, target)
 
     @property
+    def client_id(self) -> str:
+        """The id the client knows: that of all `n` sequences."""
+        return self.request_id if self.params.n == 1 else self.request_id.rpartition("/")[0]
+
+    @property
     def order(self) -> tuple[int, int]:
         """Admission order: lower priority first, then arrival."""
         return (self.priority, self.key)

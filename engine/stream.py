@@ -17,7 +17,7 @@ import numpy as np
 from quiesce.engine import errors
 from quiesce.engine.answers import Ack, Answers, Nak, PromptLogprobs, Reply, Terminal, Tokens
 from quiesce.engine.child import Child, logprobs_of
-from quiesce.engine.inbox import Abort, Event, Submit
+from quiesce.engine.inbox import Abort, Detach, Event, Submit
 from quiesce.engine.messages import TokenLogprobs
 from quiesce.engine.outputs import Logprob, RequestMetrics, RequestOutput, Status
 from quiesce.engine.sampling_params import SamplingParams
@@ -238,6 +238,16 @@ class FrontEnd:
         answer.add_done_callback(lambda _, call=self._num_keys: self.calls.pop(call, None))  # type: ignore[misc]  # a default binds it now
         self.link.post(make(self._num_keys))
         return answer
+
+    def control(self, make: Callable[[int], Event]) -> asyncio.Future[object]:
+        """As `ask`, for a control call: the core is told when the caller leaves."""
+        answer = self.ask(make)
+        answer.add_done_callback(lambda done, call=self._num_keys: self._left(done, call))  # type: ignore[misc]  # as above
+        return answer
+
+    def _left(self, answer: asyncio.Future[object], call: int) -> None:
+        if answer.cancelled() and self.world.link.state == LinkState.up:
+            self.link.post(Detach(call))
 
     # ---- events of a stream, one method each --------------------------------------------------------------------------------
 

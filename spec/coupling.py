@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from quiesce.spec.language import Fact
-from quiesce.spec.vocabulary import EngineEvent, RequestEvent, StepEvent
+from quiesce.spec.vocabulary import EngineEvent, MemoryEvent, OperationEvent, RequestEvent, StepEvent, WeightsEvent
 
 FACTS = (
     Fact("quiet", "", "all_steps(each.state in (empty, retired, dropped))", "nothing is planned, launched or landed"),
@@ -56,16 +56,20 @@ PASS_ORDER: tuple[tuple[str, StrEnum], ...] = (
     ("engine", EngineEvent.drained_pause),
     ("engine", EngineEvent.drained_sleep),
     ("engine", EngineEvent.drained_update),
+    ("operation", OperationEvent.act),
+    ("memory", MemoryEvent.release),
+    ("weights", WeightsEvent.committed),
     ("engine", EngineEvent.settle_sleeping),
     ("engine", EngineEvent.settle_paused),
     ("engine", EngineEvent.cleared),
     ("engine", EngineEvent.reopen),
     ("engine", EngineEvent.stop),
     ("request", RequestEvent.admit),
+    ("operation", OperationEvent.complete),
 )
 """R1, the order of the pass: take one client or operator event, fire these to a fixpoint in this order, then plan and launch.
-Fixpoint matters, order does not for the verdicts; it is fixed so that traces are reproducible. `session`, `link`, `memory`, `weights`
-and `operation` have boundary rows of their own, fired by the side that owns them."""
+Fixpoint matters, order does not for the verdicts; it is fixed so that traces are reproducible. `session` and `link` have boundary
+rows of their own, fired by the front end, which owns them."""
 
 
 @dataclass(frozen=True, slots=True)

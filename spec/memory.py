@@ -78,6 +78,8 @@ MACHINE = Machine(
         Ignored(E.restore_failed, ELSEWHERE, "a completion of a dead epoch"),
     ),
     refused=(
+        Refused(E.select, (S.resident, S.undefined, S.releasing, S.released), Error.TransitionConflict, "wake_up first: it is chosen, or away, under another policy",
+                when="(event.policy == offload and policy == discard) or (event.policy == discard and policy == offload)"),
         Refused(E.select, (S.restoring,), Error.TransitionConflict, "await the wake_up"),
         Refused(E.restore, (S.releasing,), Error.TransitionConflict, "await the sleep"),
         Refused(E.restore, (S.released,), Error.TransitionConflict, "finish_weight_update or abort_weight_update, or await the drain"),

@@ -90,6 +90,7 @@ class EngineEvent(StrEnum):
     settle_paused = auto()
     clear = auto()
     cleared = auto()
+    withdraw_clear = auto()
     begin_update = auto()
     withdraw_update = auto()
     shutdown = auto()
@@ -112,6 +113,23 @@ class TokenEvent(StrEnum):
     release = auto()
 
 
+class OperationKind(StrEnum):
+    """What was called; the names of the public calls."""
+
+    pause = auto()
+    resume = auto()
+    sleep = auto()
+    wake_up = auto()
+    update_weights = auto()
+    begin_weight_update = auto()
+    load_weights = auto()
+    finish_weight_update = auto()
+    abort_weight_update = auto()
+    weights_checksum = auto()
+    reset_prefix_cache = auto()
+    shutdown = auto()
+
+
 class OperationState(StrEnum):
     queued = auto()
     draining = auto()
@@ -124,8 +142,9 @@ class OperationState(StrEnum):
 class OperationEvent(StrEnum):
     take = auto()
     act = auto()
-    finish = auto()
-    fail = auto()
+    deliver = auto()
+    complete = auto()
+    give_up = auto()
     supersede = auto()
     expire = auto()
     detach = auto()

@@ -103,12 +103,6 @@ class DropPrefixIndex(Effect):
     __slots__ = ()
 
 
-class AnswerCallers(Effect):
-    """Control calls that waited for this move are answered. `detail`: nothing, `superseded` or `failed`."""
-
-    __slots__ = ()
-
-
 class ReleaseEverything(Effect):
     """The device and its memory are given back."""
 

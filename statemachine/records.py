@@ -14,6 +14,8 @@ from quiesce.spec.vocabulary import (
     Goal,
     LinkState,
     MemoryState,
+    OperationKind,
+    OperationState,
     Place,
     Policy,
     Presence,
@@ -186,6 +188,29 @@ class StepRecord(Record):
         return target in (StepState.retired, StepState.dropped)
 
 
+class OperationRecord(Record):
+    """A control call; the engine's `Operation` adds what was asked and who waits."""
+
+    __slots__ = ("caller", "delivered", "kind", "names_kv", "names_weights", "state")
+    machine = "operation"
+
+    def __init__(self, world: World, key: int, kind: OperationKind) -> None:
+        super().__init__(world, key)
+        self.kind = kind
+        self.state = OperationState.queued
+        self.names_weights = self.names_kv = self.delivered = False
+        self.caller = Presence.present
+        world.operations[key] = self
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.key}"
+
+    def moved(self, source: str, target: str) -> None:
+        if target in (OperationState.done, OperationState.failed, OperationState.superseded):
+            self.world.operations.pop(self.key, None)
+
+
 class StreamRecord(Record):
     __slots__ = ("cancel", "client", "request_id", "state")
     machine = "stream"
@@ -244,6 +269,7 @@ class World:
         self.empty_step = StepRecord(self, -1)
         self.older = self.empty_step
         self.newer = self.empty_step
+        self.operations: dict[int, OperationRecord] = {}
         self.streams: dict[int, StreamRecord] = {}
         self.link = LinkRecord(self)
         self.free = 0

@@ -11,10 +11,10 @@ import random
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from quiesce.engine.checkpoint import ModelInfo, read_model_info
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.core import Core
 from quiesce.engine.inbox import Event
-from quiesce.engine.messages import Completion, Loaded, StepInput, StepOutput
+from quiesce.engine.messages import Checksum, Completion, Fetched, Loaded, Moved, StepInput, StepOutput, WeightsWritten
 from quiesce.engine.outputs import Status
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.stream import FrontEnd, Stream
 from quiesce.engine.tiny import checkpoint_folder
 from quiesce.engine.tokenizer import Tokenizer
-from quiesce.statemachine.effects import LaunchStep
+from quiesce.statemachine.effects import LaunchStep, LoadWeights, Map, Unmap
 
 BOUNDS: Final = {1: (60.0, 30.0), 32: (100.0, 40.0), 256: (300.0, 60.0)}
 """Requests in the batch -> microseconds: floor and aim."""
@@ -75,6 +75,21 @@ class NullDevice:
 
     def poison(self, blocks: Sequence[int]) -> None:
         """There is nothing in them."""
+
+    def unmap(self, effect: Unmap, tag: str, policy: str, blocks: Sequence[int]) -> None:
+        self._done.append(Moved(tag, "released"))
+
+    def map(self, effect: Map, tag: str, policy: str) -> None:
+        self._done += [Moved(tag, "restored"), Moved("kv_cache", "zeroed")]
+
+    def fetch(self, ticket: int, source: Iterator[tuple[str, Any]]) -> None:
+        self._done.append(Fetched(ticket, tuple(source)))
+
+    def load_weights(self, effect: LoadWeights, pairs: Sequence[tuple[str, Any]]) -> None:
+        self._done.append(WeightsWritten())
+
+    def checksum(self, ticket: int) -> None:
+        self._done.append(Checksum(ticket, "nothing"))
 
     def close(self) -> None:
         self.launched.clear()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from quiesce.engine.errors import QueueFull
-from quiesce.engine.inbox import Abort, AwaitReady, Event, Inbox, Shutdown, Submit
+from quiesce.engine.inbox import Abort, AwaitReady, Control, Event, Inbox, Submit
 from quiesce.engine.sampling_params import SamplingParams
+from quiesce.spec.vocabulary import OperationKind
 
 
 def submit(stream: int) -> Submit:
@@ -18,7 +19,7 @@ def submit(stream: int) -> Submit:
 
 def test_events_are_taken_once_and_in_the_order_they_were_posted() -> None:
     inbox = Inbox(4)
-    posted: list[Event] = [submit(1), Abort(1), submit(2), Shutdown(7, 1.0), AwaitReady(8)]
+    posted: list[Event] = [submit(1), Abort(1), submit(2), Control(7, OperationKind.shutdown, timeout_s=1.0), AwaitReady(8)]
     for event in posted:
         inbox.post(event)
     assert inbox.take() == posted
@@ -45,7 +46,7 @@ def test_taking_makes_room_again() -> None:
 def test_cleanup_is_never_refused_and_takes_no_place() -> None:
     inbox = Inbox(1)
     inbox.post(submit(1))
-    cleanup: list[Event] = [Abort(1), Abort(1, call=3), Shutdown(4, 0.0), AwaitReady(5)]
+    cleanup: list[Event] = [Abort(1), Abort(1, call=3), Control(4, OperationKind.shutdown, timeout_s=0.0), AwaitReady(5)]
     for event in cleanup:
         inbox.post(event)
     assert inbox.take()[1:] == cleanup

@@ -249,7 +249,8 @@ def test_a_row_moves_no_record_of_its_own_machine_jointly() -> None:
 def test_the_pass_fires_every_boundary_event_of_the_core_once() -> None:
     boundary = {
         (machine.name, event.name)
-        for machine in (engine.MACHINE, request.MACHINE, step.MACHINE)
+        for machine in MACHINES
+        if machine.name not in ("session", "link", "stream")
         for event in machine.events
         if event.boundary
     }

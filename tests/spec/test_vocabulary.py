@@ -30,7 +30,7 @@ STATES = {
 EVENTS = {
     "engine": "pause resume sleep wake_up begin_update shutdown reopen fail",
     "pause_token": "hold release",
-    "operation": "take act finish fail supersede expire detach",
+    "operation": "take act deliver complete give_up supersede expire detach",
     "memory": "select release released restore restored lose",
     "weights": "begin load commit rollback lose",
     "request": "submit admit start preempt retract retracted abort sweep finish fail reap",

@@ -13,6 +13,8 @@ from quiesce.spec.vocabulary import (
     LinkState,
     MemoryState,
     Mode,
+    OperationKind,
+    OperationState,
     Policy,
     Presence,
     RequestState,
@@ -22,7 +24,7 @@ from quiesce.spec.vocabulary import (
     WeightsState,
 )
 from quiesce.statemachine.machine import KEPT
-from quiesce.statemachine.records import Record, RequestRecord, StepRecord, StreamRecord, TokenRecord, World
+from quiesce.statemachine.records import OperationRecord, Record, RequestRecord, StepRecord, StreamRecord, TokenRecord, World
 
 TABLES: tuple[Machine, ...] = tuple(table for table in MACHINES if table.name in KEPT)
 MARKS = ("begun", "abort_mark", "eos_mark", "fault_mark", "stale")
@@ -97,6 +99,8 @@ def _record(world: World, machine: str, member: RequestRecord) -> Record:
             return add_step(world, 5, members=(member,))
         case "stream":
             return StreamRecord(world, 2, "r2")
+        case "operation":
+            return OperationRecord(world, 2, OperationKind.pause)
         case "memory":
             return world.memory[next(iter(world.memory))]
         case "pause_token":
@@ -161,7 +165,16 @@ def random_world(seed: int) -> World:
         stream = StreamRecord(world, key, f"r{key}")
         put(stream, rng.choice(list(StreamState)))
         stream.cancel, stream.client = rng.random() < 0.5, rng.choice(list(Presence))
+    _random_operation(world, 1, rng)
     return world
+
+
+def _random_operation(world: World, key: int, rng: random.Random) -> OperationRecord:
+    operation = OperationRecord(world, key, rng.choice(list(OperationKind)))
+    operation.state = rng.choice(list(OperationState))
+    operation.names_weights, operation.names_kv, operation.delivered = (rng.random() < 0.5 for _ in range(3))
+    operation.caller = rng.choice(list(Presence))
+    return operation
 
 
 def _random_request(world: World, key: int, rng: random.Random, busy: float) -> RequestRecord:
@@ -179,6 +192,7 @@ def random_record(world: World, machine: str, seed: int) -> Record:
         "step": [step for step in (world.older, world.newer) if step is not world.empty_step],
         "stream": list(world.streams.values()),
         "memory": list(world.memory.values()),
+        "operation": list(world.operations.values()),
         "pause_token": list(world.pause_token.values()),
     }
     if machine not in pools:
@@ -201,7 +215,7 @@ def everybody(world: World) -> list[Record]:
     steps = [step for step in (world.older, world.newer) if step is not world.empty_step]
     return [
         world.engine, world.weights, world.link, *world.memory.values(), *world.pause_token.values(),
-        *world.requests.values(), *steps, *world.streams.values(),
+        *world.requests.values(), *steps, *world.streams.values(), *world.operations.values(),
     ]  # fmt: skip
 
 
