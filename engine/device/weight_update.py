@@ -17,7 +17,8 @@ from quiesce.engine.tensor_files import expected_tensors, ignored
 from quiesce.engine.weight_source import check_pair, check_pairs, refuse
 
 CHUNK_BYTES = 64 * 2**20
-"""A chunk ends with the tensor that reaches this."""
+CHUNK_TENSORS = 1024
+"""A chunk ends with the tensor that reaches either."""
 
 
 def read_files(files: Mapping[Path, Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
@@ -45,8 +46,9 @@ def take_chunk(source: Iterator[Any], go_on: Callable[[], None]) -> tuple[tuple[
         InvalidRequest: what it gave is no pair of a name and a tensor.
         Exception: whatever the source raises.
     """
-    pairs, num_bytes = [], 0
-    while num_bytes < CHUNK_BYTES:
+    pairs: list[tuple[str, Tensor]] = []
+    num_bytes = 0
+    while num_bytes < CHUNK_BYTES and len(pairs) < CHUNK_TENSORS:
         go_on()
         try:
             item = next(source)

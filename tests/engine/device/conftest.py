@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,9 +17,22 @@ import torch
 
 from quiesce.engine.checkpoint import ModelInfo, Rope, read_model_info
 from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.cpu import CpuDevice
 from quiesce.engine.device.runner import Runner
-from quiesce.engine.messages import Adjustment, StepInput
+from quiesce.engine.messages import (
+    Adjustment,
+    Checksum,
+    Completion,
+    Fetched,
+    Loaded,
+    Moved,
+    StepInput,
+    StepOutput,
+    WeightsWritten,
+)
+from quiesce.engine.weight_source import check_pairs, open_source
 from quiesce.spec.vocabulary import EngineEvent, RequestEvent, StepEvent
+from quiesce.stateful.minted import load_effect, map_effect, unmap_effect
 from quiesce.statemachine.effects import LaunchStep
 from quiesce.statemachine.gate import Gate
 from quiesce.statemachine.records import RequestRecord, World
@@ -136,6 +150,113 @@ class Harness:
             if last:
                 tokens.append(int(landed.token_ids[0]))
         return tokens[len(prompt) :]
+
+
+class Bench:
+    """A device with a wake that can be waited for. Steps wait at `gate` before they run, while it is closed."""
+
+    def __init__(self, harness: type[Harness], num_blocks: int = 32, **changes: Any) -> None:
+        self.info: ModelInfo = changes.pop("info", None) or harness.info()
+        self.harness = harness
+        self.gate = threading.Event()
+        self.gate.set()
+        self.began: list[int] = []
+        self._woken = threading.Semaphore(0)
+        self.device = CpuDevice(harness.config(**changes), self.info, num_blocks, before_step=self._stall, progress=False)
+        self.device.bind(self._woken.release)
+        self.waiting: list[Completion] = []
+
+    def _stall(self, step: int) -> None:
+        self.began.append(step)
+        assert self.gate.wait(60)
+
+    def load(self) -> Bench:
+        self.device.load()
+        assert self.next() == Loaded()
+        return self
+
+    def launch(self, step: StepInput) -> None:
+        self.device.launch(self.harness.launch_effect(step.step), step)
+
+    def next(self) -> Completion:
+        while not self.waiting:
+            assert self._woken.acquire(timeout=60)
+            self.waiting += self.device.poll()
+        return self.waiting.pop(0)
+
+    def landed(self) -> StepOutput:
+        completion = self.next()
+        assert isinstance(completion, StepOutput)
+        return completion
+
+    def run(self, step: StepInput) -> StepOutput:
+        self.launch(step)
+        return self.landed()
+
+    @property
+    def runner(self) -> Runner:
+        assert self.device._runner is not None
+        return self.device._runner
+
+    def unmap(self, tag: str, policy: str, blocks: Sequence[int] = ()) -> Moved:
+        self.device.unmap(unmap_effect(tag), tag, policy, blocks)
+        return self.moved()
+
+    def map(self, tag: str, policy: str) -> Moved:
+        self.device.map(map_effect(tag), tag, policy)
+        return self.moved()
+
+    def moved(self) -> Moved:
+        completion = self.next()
+        assert isinstance(completion, Moved)
+        return completion
+
+    def fetch(self, source: Iterator[tuple[str, Any]]) -> Fetched:
+        self.device.fetch(7, source)
+        completion = self.next()
+        assert isinstance(completion, Fetched)
+        assert completion.ticket == 7
+        return completion
+
+    def write(self, pairs: Sequence[tuple[str, Any]]) -> Exception | None:
+        self.device.load_weights(load_effect(), pairs)
+        completion = self.next()
+        assert isinstance(completion, WeightsWritten)
+        return completion.error
+
+    def update(self, source: object) -> int:
+        """The whole of a source, as the control plane takes it; returns the number of chunks."""
+        pairs, _ = open_source(source, self.info)
+        chunks = 0
+        while True:
+            fetched = self.fetch(pairs)
+            assert fetched.error is None
+            if not fetched.pairs:
+                return chunks
+            check_pairs(fetched.pairs, self.info)
+            assert self.write(fetched.pairs) is None
+            chunks += 1
+
+    def checksum(self) -> str:
+        self.device.checksum(9)
+        completion = self.next()
+        assert isinstance(completion, Checksum)
+        assert (completion.ticket, completion.error) == (9, None)
+        return completion.digest
+
+
+@pytest.fixture
+def bench(harness: type[Harness]) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**changes: Any) -> Bench:
+        made.append(Bench(harness, **changes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.gate.set()
+        each.device.close()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,68 +13,12 @@ import torch
 
 from quiesce.engine.device.cpu import CpuDevice
 from quiesce.engine.errors import InvalidRequest
-from quiesce.engine.messages import FROM_DEVICE, Adjustment, Completion, Device, Loaded, StepInput, StepOutput
+from quiesce.engine.messages import FROM_DEVICE, Adjustment, Device, Loaded
 
 if TYPE_CHECKING:
-    from tests.engine.device.conftest import Harness, Reference
+    from tests.engine.device.conftest import Bench, Harness, Reference
 
 PROMPT = [5, 9, 2, 44, 17, 8, 30]
-
-
-class Bench:
-    """A device with a wake that can be waited for. Steps wait at `gate` before they run, while it is closed."""
-
-    def __init__(self, harness: type[Harness], **changes: object) -> None:
-        info = changes.pop("info", None) or harness.info()
-        self.harness = harness
-        self.gate = threading.Event()
-        self.gate.set()
-        self.began: list[int] = []
-        self._woken = threading.Semaphore(0)
-        self.device = CpuDevice(harness.config(**changes), info, 32, before_step=self._stall, progress=False)  # type: ignore[arg-type] # object
-        self.device.bind(self._woken.release)
-        self.waiting: list[Completion] = []
-
-    def _stall(self, step: int) -> None:
-        self.began.append(step)
-        assert self.gate.wait(60)
-
-    def load(self) -> Bench:
-        self.device.load()
-        assert self.next() == Loaded()
-        return self
-
-    def launch(self, step: StepInput) -> None:
-        self.device.launch(self.harness.launch_effect(step.step), step)
-
-    def next(self) -> Completion:
-        while not self.waiting:
-            assert self._woken.acquire(timeout=60)
-            self.waiting += self.device.poll()
-        return self.waiting.pop(0)
-
-    def landed(self) -> StepOutput:
-        completion = self.next()
-        assert isinstance(completion, StepOutput)
-        return completion
-
-    def run(self, step: StepInput) -> StepOutput:
-        self.launch(step)
-        return self.landed()
-
-
-@pytest.fixture
-def bench(harness: type[Harness]) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(**changes: object) -> Bench:
-        made.append(Bench(harness, **changes))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.gate.set()
-        each.device.close()
 
 
 def test_it_is_a_device(bench: Callable[..., Bench]) -> None:

@@ -1,0 +1,36 @@
+"""Effects for tests that speak to a device without a core: each from a real gate, in a world brought to where it is legal."""
+
+from __future__ import annotations
+
+from quiesce.spec.vocabulary import EngineState, MemoryEvent, MemoryState, Policy, Tag, WeightsEvent, WeightsState
+from quiesce.statemachine.effects import LoadWeights, Map, Unmap
+from quiesce.statemachine.gate import Gate
+from quiesce.statemachine.records import World
+
+
+def unmap_effect(tag: str, policy: str = "offload") -> Unmap:
+    world, gate = World(), Gate()
+    world.engine.state = EngineState.partially_awake
+    memory = world.memory[Tag(tag)]
+    memory.policy = Policy(policy)
+    (effect,) = gate.fire(memory, MemoryEvent.release).effects
+    assert isinstance(effect, Unmap)
+    return effect
+
+
+def map_effect(tag: str, policy: str = "offload") -> Map:
+    world, gate = World(), Gate()
+    world.engine.state = EngineState.partially_awake
+    memory = world.memory[Tag(tag)]
+    memory.policy, memory.state = Policy(policy), MemoryState.released
+    (effect,) = gate.fire(memory, MemoryEvent.restore).effects
+    assert isinstance(effect, Map)
+    return effect
+
+
+def load_effect() -> LoadWeights:
+    world, gate = World(), Gate()
+    world.engine.state, world.weights.state = EngineState.paused, WeightsState.updating
+    (effect,) = gate.fire(world.weights, WeightsEvent.load).effects
+    assert isinstance(effect, LoadWeights)
+    return effect
