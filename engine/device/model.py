@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quiesce.engine.checkpoint import ModelInfo, Rope
 from quiesce.engine.device.batch import Batch
 from quiesce.engine.device.weights import LayerWeights, Weights
+from quiesce.kernels.linear import linear
 from quiesce.kernels.paged_attention import Scratch, planned_attention, write_kv
 from quiesce.kernels.rms_norm import rms_norm
 from quiesce.kernels.rope import frequencies, llama3_frequencies, rope, rope_table, yarn_frequencies
@@ -64,8 +64,8 @@ class Model:
             h = rms_norm(x, layer.input_norm, eps)
             x.add_(self._attention(h, layer, batch, k_cache, v_cache, cos, sin))
             h = rms_norm(x, layer.post_norm, eps)
-            gate_up = F.linear(h, layer.gate_up, layer.gate_up_bias)
-            x.add_(F.linear(silu_mul(gate_up, self.row_exact), layer.down, layer.down_bias))
+            gate_up = linear(h, layer.gate_up, layer.gate_up_bias)
+            x.add_(linear(silu_mul(gate_up, self.row_exact), layer.down, layer.down_bias))
         return rms_norm(x, self.weights.norm, eps)
 
     def _attention(
@@ -73,7 +73,7 @@ class Model:
     ) -> Tensor:
         info, tokens = self.info, h.shape[0]
         heads, kv_heads, dim = info.num_heads, info.num_kv_heads, info.head_dim
-        qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(tokens, heads + 2 * kv_heads, dim)
+        qkv = linear(h, layer.qkv, layer.qkv_bias).view(tokens, heads + 2 * kv_heads, dim)
         qk = qkv[:, : heads + kv_heads]
         if layer.qk_norm is not None:
             qk = rms_norm(qk, layer.qk_norm, info.rms_norm_eps)
@@ -82,8 +82,8 @@ class Model:
         write_kv(v_cache, qkv[: batch.num_real, heads + kv_heads :], batch.slots)
         q = qk[:, :heads].view(tokens, kv_heads, heads // kv_heads, dim)
         y = planned_attention(q, k_cache, v_cache, batch.plan, self._scratch)  # [T, heads · dim]
-        return F.linear(y, layer.out, layer.out_bias)
+        return linear(y, layer.out, layer.out_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocab], float32."""
-        return F.linear(hidden, self.weights.head).to(torch.float32)
+        return linear(hidden, self.weights.head).to(torch.float32)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from quiesce.kernels.linear import linear
 from quiesce.kernels.rms_norm import rms_norm
 from quiesce.kernels.rope import frequencies, llama3_frequencies, rope, rope_table, yarn_frequencies
 from quiesce.kernels.silu_mul import silu_mul
@@ -16,6 +17,17 @@ from quiesce.kernels.silu_mul import silu_mul
 def _seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 7, 32])
+def test_linear_is_x_times_the_transpose_plus_bias(dtype: torch.dtype, rows: int) -> None:
+    x, w, b = torch.randn(rows, 24).to(dtype), torch.randn(40, 24).to(dtype), torch.randn(40).to(dtype)
+    right = x.double() @ w.double().t()
+    for got, wanted in ((linear(x, w), right), (linear(x, w, b), right + b.double())):
+        assert got.shape == (rows, 40)
+        assert got.dtype == dtype
+        assert torch.allclose(got.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=30 * torch.finfo(dtype).eps)
 
 
 def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
