@@ -35,6 +35,8 @@ class BatchState:
         self.stream: NDArray[np.int64] = np.zeros(max_num_seqs, np.int64)
         self.num_hashed: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)
         """Leading full blocks the prefix cache has been told of."""
+        self.last_token_s: NDArray[np.float64] = np.full(max_num_seqs, np.nan)
+        """When the row was given its last token; NaN before the first."""
         self.counters: NDArray[np.int32] = np.zeros((5, max_num_seqs), np.int32)
         """[5, rows] the five below as one array, so that a batch reads them in one go."""
         self.num_tokens, self.num_pending, self.num_scheduled, self.limit, self.num_prompt_tokens = self.counters
@@ -99,6 +101,7 @@ class BatchState:
         self.stream[row] = request.stream
         self.num_hashed[row] = len(request.hashes)
         self.child[row] = request.child
+        self.last_token_s[row] = request.last_token_s
         self.adjusted[row] = request.params.adjusts
         self.alone[row] = request.params.penalizes
         self.matched[row] = request.matcher is not None
@@ -150,6 +153,7 @@ class BatchState:
         self.num_alone -= request.params.penalizes
         self._rows_by_age = self._sampling = None
         request.token_ids = self.tokens(row)
+        request.last_token_s = float(self.last_token_s[row])
         self.key[row] = -1
         self.running[row] = self.live[row] = False
         self.requests[row] = None

@@ -23,7 +23,7 @@ class Cohort:
     """Rows that all decode, gathered under one version of the batch. `starts` are those of its first step; step k is k further on."""
 
     __slots__ = (
-        "_edges", "_endings", "_starts", "children", "ends", "horizon", "is_alone", "keys", "num_flying", "num_launched", "ones",
+        "_edges", "_endings", "_starts", "children", "ends", "horizon", "is_alone", "keys", "landed_s", "num_flying", "num_launched", "ones",
         "places", "requests", "rows", "stop_ids", "streams", "tables", "tokens", "trues", "version",
     )  # fmt: skip
 
@@ -49,6 +49,8 @@ class Cohort:
         """Where the next step starts."""
         self.num_launched = self.num_flying = 0
         """Steps of this cohort: launched ever, and not landed."""
+        self.landed_s: float | None = None
+        """When the last step of the cohort gave every row its token."""
         self.is_alone = False
         """Whether no step of before the cohort is in flight any more, so that `num_pending` is `num_flying`."""
 

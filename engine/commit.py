@@ -29,6 +29,8 @@ class Committed:
     """Place among the n -> logprobs."""
     ended: tuple[Request, ...]
     """Requests that sampled their last token; their finish reason is set."""
+    first: tuple[Request, ...]
+    """Requests for which this is the first token."""
     complete: bool
     """Every row of the step got its token: nobody is to be blamed."""
 
@@ -43,7 +45,7 @@ def commit_step(
     """
     if plan.cohort is not None:
         if unchanged and _commit_cohort(batch, plan, plan.cohort, output):
-            return Committed(plan.rows, output.token_ids, {}, (), True)
+            return Committed(plan.rows, output.token_ids, {}, (), (), True)
         plan.cohort.give_up()
     rows, token_ids = plan.rows, output.token_ids
     complete = plan.steady and unchanged and bool((token_ids >= 0).all())
@@ -58,11 +60,9 @@ def commit_step(
     batch.token_ids[rows, places] = token_ids
     num_tokens = places + 1
     batch.num_tokens[rows] = num_tokens
-    first = places == batch.num_prompt_tokens[rows]
-    for row in rows[first] if first.any() else ():
-        request = batch.requests[row]
-        if request is not None:
-            request.first_token_s = now_s
+    first = _first(batch, rows[places == batch.num_prompt_tokens[rows]])
+    for request in first:
+        request.first_token_s = now_s
     logprobs: dict[int, TokenLogprobs] = {}
     if output.logprobs:
         order = np.arange(len(rows)) if complete else np.cumsum(good) - 1
@@ -73,7 +73,11 @@ def commit_step(
         request = batch.requests[rows[index]]
         if request is not None and _ends(batch, request, int(token_ids[index]), bool(stopped[index])):
             ended.append(request)
-    return Committed(rows, token_ids, logprobs, tuple(ended), complete)
+    return Committed(rows, token_ids, logprobs, tuple(ended), first, complete)
+
+
+def _first(batch: BatchState, rows: NDArray[np.int32]) -> tuple[Request, ...]:
+    return tuple(request for row in rows.tolist() if (request := batch.requests[row]) is not None)
 
 
 def _commit_cohort(batch: BatchState, plan: StepPlan, cohort: Cohort, output: StepOutput) -> bool:

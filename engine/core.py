@@ -25,6 +25,7 @@ from quiesce.engine.config import EngineConfig
 from quiesce.engine.inbox import Abort, AwaitReady, Control, Detach, Event, Inbox, Submit
 from quiesce.engine.interpreter import Interpreter
 from quiesce.engine.lifecycle import Lifecycle
+from quiesce.engine.measures import Measures
 from quiesce.engine.messages import Checksum, Completion, Device, Fetched, Loaded, Moved, StepOutput, WeightsWritten
 from quiesce.engine.noise import drawn_seed
 from quiesce.engine.operations import Operations, error_for
@@ -76,6 +77,7 @@ class Core:
         self.by_stream: dict[int, list[Request]] = {}
         self.finished = dict.fromkeys(FinishReason, 0)
         self.num_accepted = self.num_rejected = 0
+        self.measures = Measures()
         self.deliver: Callable[[Answers], None] = lambda answers: None
         self._answers: list[Answer] = []
         self._events: deque[Event] = deque()
@@ -175,6 +177,7 @@ class Core:
         self.lifecycle.land(step)
         unchanged = planned.version == self.batch.version
         committed = commit_step(self.batch, planned.plan, planned.keys, output, now_s, unchanged)
+        self.measures.landed(self.batch, planned.plan, committed, now_s)
         rows, version, cohort = committed.rows, self.world.weights.version, planned.plan.cohort
         if cohort is not None and rows is cohort.rows:
             self.answer(Tokens(cohort.streams, cohort.children, committed.token_ids, version, committed.logprobs))
@@ -377,6 +380,7 @@ class Core:
             accepted=self.num_accepted,
             rejected=self.num_rejected,
             finished=MappingProxyType({str(reason): count for reason, count in self.finished.items()}),
+            measured=self.measures.snapshot(),
         )
 
     def _admission(self) -> Admission:

@@ -78,6 +78,8 @@ class Interpreter:
             cached, request.hashes = self.pool.prefix_cache.match(request.token_ids, self.world.weights.version)
         self.pool.share(cached)
         num_cached = len(cached) * self.batch.block_size
+        looked = self.core.config.enable_prefix_caching and request.params.prompt_logprobs is None
+        self.core.measures.began(request, num_cached, looked, self.core.clock())
         wanted = blocks_to_begin(len(request.token_ids), num_cached, self.batch.block_size)
         request.blocks = cached + self.pool.allocate(wanted)
         if request.first_token_s is None:
@@ -110,6 +112,8 @@ class Interpreter:
         if not siblings:
             self.core.by_stream.pop(request.stream, None)
         num_generated = total - request.num_prompt_tokens
+        last_s = request.last_token_s if request.row == NO_ROW else float(self.batch.last_token_s[request.row])
+        self.core.measures.ended(request, num_generated, last_s, self.core.clock())
         self.core.answer(
             answers.Terminal(
                 request.stream,

@@ -1,7 +1,7 @@
-"""Prometheus metrics: a pure projection of `Status`. Nothing is counted here, so a scrape is exact at every instant.
+"""Prometheus metrics: a pure projection of `Status`. Nothing is counted here (`measures` does), so a scrape is exact at every instant.
 
-The names are vLLM's where it has the same thing, behind our own prefix. One table, `METRICS`, declares them all; a scrape takes one
-snapshot and reads every metric from it, so the figures of one scrape agree with each other.
+The names are vLLM's where it has the same thing, behind our own prefix. Two tables declare them all, `METRICS` and `HISTOGRAMS`; a scrape
+takes one snapshot and reads every metric from it, so the figures of one scrape agree with each other.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quiesce.engine.measures import HISTOGRAMS
 from quiesce.engine.outputs import LIVE, Status
 from quiesce.spec.vocabulary import EngineState, FinishReason, MemoryState, RequestState, Tag, WeightsState
 
@@ -116,6 +117,12 @@ METRICS: Final = (
     Projection("num_requests_waiting_by_reason", GAUGE, "The same by what they wait for.", _waiting_by_reason, ("reason",)),
     Projection("kv_cache_usage_perc", GAUGE, "Part of the KV blocks that are held or fenced, 0 to 1.", _one(_usage)),
     Projection("request_success", COUNTER, "Requests that ended, by finish reason.", _each(lambda s: s.finished, FinishReason), ("finished_reason",)),
+    Projection("prompt_tokens", COUNTER, "Prompt tokens of sequences that have their first token.", _one(lambda s: s.measured.prompt_tokens)),
+    Projection("prompt_tokens_cached", COUNTER, "Those of them from the prefix cache.", _one(lambda s: s.measured.prompt_tokens_cached)),
+    Projection("generation_tokens", COUNTER, "Tokens sent to streams.", _one(lambda s: s.measured.generation_tokens)),
+    Projection("prefix_cache_queries", COUNTER, "Tokens looked for in the prefix cache.", _one(lambda s: s.measured.prefix_cache_queries)),
+    Projection("prefix_cache_hits", COUNTER, "Tokens found there.", _one(lambda s: s.measured.prefix_cache_hits)),
+    Projection("num_preemptions", COUNTER, "Sequences that yielded their blocks.", _one(lambda s: s.measured.num_preemptions)),
     Projection("admission_rejections", COUNTER, "Calls refused, which were never accepted.", _one(lambda s: s.rejected)),
     Projection("engine_sleep_state", GAUGE, "1 for what sleep has taken.", _is(_sleep_state, SLEEP_STATES), ("sleep_state",)),
     Projection("weights_version", GAUGE, "1 for the version of the weights.", _weights_version, ("version",)),
@@ -149,6 +156,9 @@ class StatusCollector(Collector):
             for labels, value in projection.read(status):
                 family.add_metric(labels, value)
             yield family
+        for name, (_, documentation) in HISTOGRAMS.items():
+            counts = status.measured.histograms[name]
+            yield HistogramMetricFamily(PREFIX + name, documentation, counts.cumulative, counts.total)
 
 
 def registry(engine: HasStatus) -> CollectorRegistry:

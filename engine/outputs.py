@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from quiesce.engine.measures import Measured
 from quiesce.spec.vocabulary import RequestState
 
 Admission = Literal["accept", "queue", "reject"]
@@ -145,6 +146,8 @@ class Status:
     accepted: int
     rejected: int
     finished: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    measured: Measured = field(default_factory=Measured)
+    """What happened so far: tokens, prefix hits, preemptions, times."""
 
     def _repr_html_(self) -> str:
         """Notebooks show a small table."""

@@ -195,6 +195,7 @@ class Pipeline:
         victim = running[max(running)]
         if not self.lifecycle.preempt(victim):
             return False
+        self.core.measures.preempted()
         logger.info("preempted %s: %d of %d blocks available", victim.name, self.pool.num_available, self.pool.num_blocks)
         self.core.settle()
         came_home: bool = victim.state == RequestState.admitted

@@ -12,6 +12,7 @@ from quiesce.spec.vocabulary import FinishReason
 from quiesce.statemachine.records import RequestRecord, World
 
 NO_ROW = -1
+NAN = float("nan")
 
 
 class Home(Protocol):
@@ -35,6 +36,7 @@ class Request(RequestRecord):
         "first_token_s",
         "hashes",
         "home",
+        "last_token_s",
         "matcher",
         "num_cached_tokens",
         "num_prompt_tokens",
@@ -42,6 +44,7 @@ class Request(RequestRecord):
         "priority",
         "row",
         "seed",
+        "started_s",
         "stop_reason",
         "stream",
         "text_end",
@@ -81,7 +84,11 @@ class Request(RequestRecord):
         """Hashes of the leading full blocks whose KV has been computed."""
         self.num_cached_tokens = 0
         self.arrival_s = arrival_s
+        self.started_s: float | None = None
+        """When it held blocks for the first time."""
         self.first_token_s: float | None = None
+        self.last_token_s = NAN
+        """While the request has no batch row; the row is the truth while it has one. NaN before the first token."""
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.error: str | None = None
