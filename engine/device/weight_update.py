@@ -68,8 +68,6 @@ def copied(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     array = np.array(value, value.dtype if value.dtype.isnative else value.dtype.newbyteorder("="), order="C", subok=False)
-    if array.dtype.name == "bfloat16":  # of ml_dtypes, which torch does not know
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from quiesce.engine.device.memory import Arena, Residence
-from quiesce.engine.messages import FROM_DEVICE, Moved
+from quiesce.engine.messages import FROM_DEVICE, Adjustment, Moved, TokenLogprobs
 from quiesce.spec.vocabulary import Tag
 from quiesce.stateful.minted import map_effect, unmap_effect
 
@@ -162,11 +162,12 @@ def test_what_was_given_back_is_counted_for_this_arena_alone() -> None:
 
 
 def test_tokens_after_both_tags_went_and_came_are_bit_identical(bench: Callable[..., Bench], harness: type[Harness]) -> None:
-    """Across it the row keeps the token it sampled last: the step after takes it from the device."""
+    """And so are their probabilities. The row keeps the token it sampled last: the step after takes it from the device."""
 
-    def tokens(sleep: bool) -> list[int]:
-        b, blocks = bench().load(), [9, 4, 5, 30]
-        found = [int(b.run(harness.step(harness.Chunk(PROMPT, 0, blocks, row=3), number=0)).token_ids[0])]
+    def answers(sleep: bool) -> list[TokenLogprobs]:
+        b, blocks, report = bench().load(), [9, 4, 5, 30], [Adjustment(0, num_logprobs=5)]
+        prompt = harness.Chunk(PROMPT, 0, blocks, row=3, temperature=1.0, key=8)
+        found = [b.run(harness.step(prompt, number=0, adjustments=report)).logprobs[0][1]]
         for number in range(1, 8):
             if sleep:
                 assert b.unmap(KV, "offload", blocks).error is None
@@ -174,11 +175,12 @@ def test_tokens_after_both_tags_went_and_came_are_bit_identical(bench: Callable[
                 assert b.runner.weights.arena.resident_bytes() == b.runner.kv_arena.resident_bytes() == 0
                 assert b.map(WEIGHTS, "offload").error is None
                 assert b.map(KV, "offload").error is None
-            step = harness.step(harness.Chunk([FROM_DEVICE], len(PROMPT) + number - 1, blocks, row=3), number=number)
-            found.append(int(b.run(step).token_ids[0]))
+            chunk = harness.Chunk([FROM_DEVICE], len(PROMPT) + number - 1, blocks, row=3, temperature=1.0, key=8)
+            found.append(b.run(harness.step(chunk, number=number, adjustments=report)).logprobs[0][1])
+        assert len({report.token_ids[0] for report in found}) > 3
         return found
 
-    assert tokens(sleep=True) == tokens(sleep=False)
+    assert answers(sleep=True) == answers(sleep=False)
 
 
 @pytest.mark.parametrize("blocks", [[], [31], [0, 1, 2], [30, 3, 4, 9, 4]])
