@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from quiesce.spec.vocabulary import EngineState, MemoryEvent, MemoryState, Policy, Tag, WeightsEvent, WeightsState
-from quiesce.statemachine.effects import LoadWeights, Map, Unmap
+from quiesce.spec.vocabulary import (
+    EngineEvent,
+    EngineState,
+    MemoryEvent,
+    MemoryState,
+    Policy,
+    RequestEvent,
+    StepEvent,
+    Tag,
+    WeightsEvent,
+    WeightsState,
+)
+from quiesce.statemachine.effects import LaunchStep, LoadWeights, Map, Unmap
 from quiesce.statemachine.gate import Gate
-from quiesce.statemachine.records import World
+from quiesce.statemachine.records import RequestRecord, World
+
+
+def launch_effect(step: int) -> LaunchStep:
+    """The launch of a step with one member, minted by a real gate."""
+    world, gate = World(), Gate()
+    gate.fire(world.engine, EngineEvent.ready)
+    request, record = RequestRecord(world, 1, "r"), world.new_step(step)
+    world.free = 1
+    for event in (RequestEvent.submit, RequestEvent.admit, RequestEvent.start):
+        gate.fire(request, event)
+    gate.fire(record, StepEvent.plan, {"requests": [request]})
+    (effect,) = gate.fire(record, StepEvent.launch).effects
+    assert isinstance(effect, LaunchStep)
+    return effect
 
 
 def unmap_effect(tag: str, policy: str = "offload") -> Unmap:

@@ -31,25 +31,7 @@ from quiesce.engine.messages import (
     WeightsWritten,
 )
 from quiesce.engine.weight_source import check_pairs, open_source
-from quiesce.spec.vocabulary import EngineEvent, RequestEvent, StepEvent
-from quiesce.stateful.minted import load_effect, map_effect, unmap_effect
-from quiesce.statemachine.effects import LaunchStep
-from quiesce.statemachine.gate import Gate
-from quiesce.statemachine.records import RequestRecord, World
-
-
-def launch_effect(step: int) -> LaunchStep:
-    """The launch of a step with one member, minted by a real gate."""
-    world, gate = World(), Gate()
-    gate.fire(world.engine, EngineEvent.ready)
-    request, record = RequestRecord(world, 1, "r"), world.new_step(step)
-    world.free = 1
-    for event in (RequestEvent.submit, RequestEvent.admit, RequestEvent.start):
-        gate.fire(request, event)
-    gate.fire(record, StepEvent.plan, {"requests": [request]})
-    (effect,) = gate.fire(record, StepEvent.launch).effects
-    assert isinstance(effect, LaunchStep)
-    return effect
+from quiesce.stateful.minted import launch_effect, load_effect, map_effect, unmap_effect
 
 
 @dataclass(frozen=True)
