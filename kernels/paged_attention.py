@@ -10,7 +10,7 @@
 
 Cache: [num_blocks + 1, kv_heads, block_size, dim], head-major, so that one (block, head) is one contiguous row to gather. The last
 block is the zero block: it is never written, and pads tables. A block not named in a table is never read. Slots past the context
-may hold anything, NaN too: 0 · NaN is NaN, so both their scores and their values are replaced, not only weighted by zero.
+may hold anything, NaN too: 0 · NaN is NaN, so it is not enough that their values weigh zero.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ class DecodeGroup:
     length: int
     dead: Tensor | None
     """[B, 1, 1, length] bool, slots past the context. None: there are none."""
-    stale: Tensor | None
-    """Those of them that lie in a request's last block, as rows of the gathered values [B · kv_heads · length, dim]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +143,14 @@ def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, group: DecodeGroup, scr
     k = scratch.gather("k", k_cache, group.blocks).view(batch, kv_heads, group.length, dim)
     v = scratch.gather("v", v_cache, group.blocks).view(batch, kv_heads, group.length, dim)
     scores = torch.matmul(q * dim**-0.5, k.transpose(-1, -2))  # [B, kv_heads, group, length]
-    if group.dead is not None:
-        scores.masked_fill_(group.dead, float("-inf"))
-    if group.stale is not None:
-        v.view(-1, dim).index_fill_(0, group.stale, 0.0)
-    return torch.matmul(torch.softmax(scores, -1), v)
+    if group.dead is None:
+        return torch.matmul(torch.softmax(scores, -1), v)
+    weights = torch.softmax(scores.masked_fill_(group.dead, float("-inf")), -1)
+    out = torch.matmul(weights, v)
+    if out.sum(dtype=torch.float32).isfinite():
+        return out
+    # A dead value weighs 0 and adds 0, unless it is not finite. That is rare, and to replace values took a fifth of all this.
+    return torch.matmul(weights, v.masked_fill_(group.dead.transpose(-1, -2), 0.0))
 
 
 def _prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, chunk: PrefillChunk, scratch: Scratch) -> Tensor:

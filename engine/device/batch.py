@@ -137,21 +137,16 @@ def _decode_groups(layout: Layout, requests: Ints) -> Iterator[DecodeGroup]:
 
 
 def _decode_group(layout: Layout, requests: Ints) -> DecodeGroup:
-    size, kv_heads = layout.shape.block_size, layout.shape.kv_heads
     contexts = layout.contexts[requests]  # [B]
     blocks = layout.blocks_of(int(contexts.max()))
-    length = blocks * size
+    length = blocks * layout.shape.block_size
     dead = np.arange(length) >= contexts[:, None]  # [B, length]
-    own_end = -(-contexts // size) * size
-    batch, slot = np.nonzero(dead & (np.arange(length) < own_end[:, None]))
-    stale = (batch[:, None] * kv_heads + np.arange(kv_heads)) * length + slot[:, None]
     everything = len(requests) == len(layout.positions) and bool((np.diff(requests) == 1).all())
     return DecodeGroup(
         rows=None if everything else _tensor(layout.ends[requests] - 1),
         blocks=_tensor(layout.gather_rows(layout.tables[requests, :blocks]).reshape(-1)),
         length=length,
         dead=_tensor(dead[:, None, None, :]) if dead.any() else None,
-        stale=_tensor(stale.reshape(-1)) if stale.size else None,
     )
 
 
