@@ -67,6 +67,13 @@ class Terminal:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """Nothing of this request is left in the core: its last fence has fallen. Said where a session waits for it."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to a control call: its value, or the error it raises."""
 
@@ -75,7 +82,7 @@ class Reply:
     error: Exception | None = None
 
 
-Answer = Ack | Nak | Tokens | PromptLogprobs | Terminal | Reply
+Answer = Ack | Nak | Tokens | PromptLogprobs | Terminal | Ended | Reply
 
 
 @dataclass(slots=True)

@@ -20,12 +20,14 @@ from quiesce.engine.control import ControlCalls
 from quiesce.engine.core import Core
 from quiesce.engine.errors import InvalidRequest, shown
 from quiesce.engine.inbox import NOBODY, Abort, AwaitReady, Control
+from quiesce.engine.link import Link
 from quiesce.engine.link.thread import ThreadLink
 from quiesce.engine.messages import Device
 from quiesce.engine.model import Model, Prompt, make_device, open_model
 from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
-from quiesce.engine.stream import FrontEnd, Link, Stream
+from quiesce.engine.session import Session
+from quiesce.engine.stream import FrontEnd, Stream
 from quiesce.spec.vocabulary import LinkState, OperationKind
 
 logger = logging.getLogger("quiesce.api")
@@ -62,7 +64,7 @@ class AsyncEngine(ControlCalls):
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link = make_link(self._core, self._call_in_loop)
-        self._front = FrontEnd(self._link, self._core.trace, self._core.clock, self._core.started_s)
+        self._front = FrontEnd(self._link, self._core.trace, self._core.clock, self._core.started_s, self.config)
         self._ended: asyncio.Future[None] | None = None
         self._ids = itertools.count()
 
@@ -127,15 +129,16 @@ class AsyncEngine(ControlCalls):
             prompt: text, token ids, or `{"prompt_token_ids": [...]}`.
             sampling_params: default what the checkpoint's generation_config.json says, else `SamplingParams()`.
             request_id: any string not in use; one is made up if there is none.
-            session_id: sessions are not in this version; must be None.
+            session_id: of an open session: the prompt is its next turn, put behind all that was said; `n` must be 1.
             priority: lower is admitted first.
 
         Raises:
             InvalidRequest: a value cannot be; names the field.
             DuplicateRequest: the id is in use.
+            TransitionConflict: the session's last turn is not answered yet; that turn is untouched.
             QueueFull, Unavailable, EngineDead: refused; it was never accepted.
         """
-        stream = self._open(prompt, sampling_params, request_id, session_id, priority)
+        stream = await self._open(prompt, sampling_params, request_id, session_id, priority)
         try:
             while True:
                 output = await stream.next_output()
@@ -153,20 +156,28 @@ class AsyncEngine(ControlCalls):
             raise InvalidRequest("messages", "this checkpoint has no tokenizer; send token ids")
         return self.generate(self.model.tokenizer.apply_chat_template(messages), sampling_params, **options)
 
-    def _open(
+    async def _open(
         self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, session_id: str | None, priority: int
     ) -> Stream:
         try:
-            return self._checked_open(prompt, params, request_id, session_id, priority)
+            params = self._checked(params, request_id, session_id, priority)
+            text, token_ids = self.model.token_ids_of(prompt)
+            self._start()
+            if session_id is None:
+                return self._opened(text, token_ids, params, request_id, priority, None)
+            session = await self._front.sessions.begin_turn(session_id)
+            try:
+                return self._opened(text, [*session.history, *token_ids], params, request_id, priority, session)
+            except BaseException:
+                self._front.sessions.never_opened(session)
+                raise
         except errors.EngineError:
             self._front.num_refused += 1
             raise
 
-    def _checked_open(
-        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, session_id: str | None, priority: int
-    ) -> Stream:
-        if session_id is not None:
-            raise InvalidRequest("session_id", "sessions are not supported yet; leave it at None")
+    def _checked(
+        self, params: SamplingParams | None, request_id: str | None, session_id: str | None, priority: int
+    ) -> SamplingParams:
         if params is not None and not isinstance(params, SamplingParams):
             raise InvalidRequest("sampling_params", f"must be SamplingParams, not {type(params).__name__}")
         if request_id is not None and (not isinstance(request_id, str) or not request_id):
@@ -175,10 +186,19 @@ class AsyncEngine(ControlCalls):
             raise InvalidRequest("priority", f"must be an integer, not {shown(priority)}")
         params = params or self.model.default_sampling_params
         self.model.check_params(params)
-        text, token_ids = self.model.token_ids_of(prompt)
-        self._start()
+        if session_id is not None and params.n != 1:
+            raise InvalidRequest("n", "must be 1 in a session: there is one history")
+        return params
+
+    def _opened(
+        self, text: str | None, token_ids: list[int], params: SamplingParams, request_id: str | None, priority: int,
+        session: Session | None,
+    ) -> Stream:  # fmt: skip
+        if len(token_ids) >= self.model.max_model_len:
+            reason = f"{len(token_ids)} tokens of the session leave no room in a context of {self.model.max_model_len}"
+            raise InvalidRequest("prompt", reason)
         name = request_id if request_id is not None else self._new_id()
-        return self._front.open(name, text, token_ids, params, priority, self.model.tokenizer)
+        return self._front.open(name, text, token_ids, params, priority, self.model.tokenizer, session)
 
     def _new_id(self) -> str:
         return next(name for name in (f"request-{number}" for number in self._ids) if name not in self._front.by_id)
@@ -221,6 +241,26 @@ class AsyncEngine(ControlCalls):
     def request_ids(self) -> tuple[str, ...]:
         """Ids in use: requests whose terminal is not delivered yet."""
         return tuple(self._front.by_id)
+
+    # ---- sessions -----------------------------------------------------------------------------------------------------------
+
+    async def open_session(self) -> Session:
+        """A conversation of several turns: pass its `id` to `generate` or `chat`. Idle ones are closed after a time-out.
+
+        Raises:
+            QueueFull: `EngineConfig.max_sessions` are open.
+            Unavailable, EngineDead: the engine is over.
+        """
+        await self.check_health()
+        self._start()
+        return self._front.sessions.open()
+
+    async def close_session(self, session_id: str) -> bool:
+        """Ends a session, and its turn in hand with an `abort` terminal; at once, in every state of the engine. Idempotent.
+
+        Returns whether there was one.
+        """
+        return self._front.sessions.close(session_id)
 
     # ---- the engine ---------------------------------------------------------------------------------------------------------
 

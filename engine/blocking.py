@@ -19,6 +19,7 @@ from quiesce.engine.errors import InvalidRequest
 from quiesce.engine.model import Prompt, batch_of
 from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
+from quiesce.engine.session import Session
 
 T = TypeVar("T")
 
@@ -100,14 +101,17 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        session_id: str | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Runs a batch to its end; outputs come in the order of the prompts.
+        """Runs a batch to its end; outputs come in the order of the prompts. A session takes one prompt, its next turn.
 
         Raises:
             InvalidRequest: a prompt or parameter cannot be; nothing of the batch is left running.
         """
         batch = batch_of(prompts)
+        if session_id is not None and len(batch) != 1:
+            raise InvalidRequest("prompts", f"a session takes one turn at a time, not {len(batch)}")
         params = (
             [sampling_params] * len(batch)
             if sampling_params is None or isinstance(sampling_params, SamplingParams)
@@ -115,17 +119,17 @@ class Engine:
         )
         if len(params) != len(batch):
             raise InvalidRequest("sampling_params", f"{len(params)} for {len(batch)} prompts")
-        return self._run(self._generate(batch, params, use_tqdm))
+        return self._run(self._generate(batch, params, session_id, use_tqdm))
 
     async def _generate(
-        self, prompts: list[Prompt], params: Sequence[SamplingParams | None], use_tqdm: bool
+        self, prompts: list[Prompt], params: Sequence[SamplingParams | None], session_id: str | None, use_tqdm: bool
     ) -> list[RequestOutput]:
         with tqdm(total=len(prompts), desc="Processed prompts", disable=None if use_tqdm else True) as bar:
             places = asyncio.Semaphore(self._engine.config.max_queue)
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._last(prompt, one, places, bar))
+                        group.create_task(self._last(prompt, one, session_id, places, bar))
                         for prompt, one in zip(prompts, params, strict=True)
                     ]
             except BaseExceptionGroup as failed:
@@ -133,19 +137,30 @@ class Engine:
         return [task.result() for task in tasks]
 
     async def _last(
-        self, prompt: Prompt, params: SamplingParams | None, places: asyncio.Semaphore, bar: tqdm[Any]
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        session_id: str | None,
+        places: asyncio.Semaphore,
+        bar: tqdm[Any],
     ) -> RequestOutput:
         async with places:  # a batch longer than the queue waits here instead of being refused
-            outputs = [output async for output in self._engine.generate(prompt, params) if output.finished]
+            turn = self._engine.generate(prompt, params, session_id=session_id)
+            outputs = [output async for output in turn if output.finished]
         bar.update()
         return outputs[-1]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        session_id: str | None = None,
+    ) -> list[RequestOutput]:
         """`generate` on one conversation, written by the checkpoint's chat template."""
         tokenizer = self._engine.model.tokenizer
         if tokenizer is None:
             raise InvalidRequest("messages", "this checkpoint has no tokenizer; send token ids")
-        return self.generate(tokenizer.apply_chat_template(messages), sampling_params, use_tqdm=False)
+        return self.generate(tokenizer.apply_chat_template(messages), sampling_params, session_id=session_id, use_tqdm=False)
 
     def abort(self, request_ids: str | Sequence[str]) -> AbortResult:
         return self._run(self._engine.abort(request_ids))
@@ -239,6 +254,12 @@ class Engine:
 
     def weights_checksum(self) -> str:
         return self._run(self._engine.weights_checksum())
+
+    def open_session(self) -> Session:
+        return self._run(self._engine.open_session())
+
+    def close_session(self, session_id: str) -> bool:
+        return self._run(self._engine.close_session(session_id))
 
     def status(self) -> Status:
         return self._engine.status()

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from quiesce.engine import errors
-from quiesce.engine.answers import Answer, Answers, Nak, PromptLogprobs, Reply, Tokens
+from quiesce.engine.answers import Answer, Answers, Ended, Nak, PromptLogprobs, Reply, Tokens
 from quiesce.engine.batch_state import BatchState
 from quiesce.engine.block_pool import BlockPool
 from quiesce.engine.checkpoint import ModelInfo
@@ -296,6 +296,8 @@ class Core:
         """Drops a request that is over and has no row: its last effect has been performed."""
         if request.state == RequestState.ended and request.row == NO_ROW:
             del self.requests[request.key]
+            if request.in_session:
+                self.answer(Ended(request.stream))
 
     def stop_ids(self, request: Request) -> tuple[int, ...]:
         """Token ids that end the request."""

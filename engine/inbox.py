@@ -32,6 +32,8 @@ class Submit:
     token_ids: NDArray[np.int32]
     params: SamplingParams
     priority: int
+    in_session: bool = False
+    """Whether the front end is to be told when nothing is left of the request."""
 
 
 @dataclass(frozen=True, slots=True)

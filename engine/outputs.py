@@ -155,9 +155,9 @@ class Status:
 
         return status_html(self)
 
-    def seen_from(self, streams: int, refused: int) -> Status:
-        """The snapshot with a front end's own counts: its open streams, and the calls it refused before the core saw them."""
-        return replace(self, streams=streams, rejected=self.rejected + refused)
+    def seen_from(self, streams: int, refused: int, sessions: int = 0) -> Status:
+        """The snapshot with a front end's own counts: its streams and sessions, and the calls it refused before the core saw them."""
+        return replace(self, streams=streams, sessions=sessions, rejected=self.rejected + refused)
 
     @property
     def live(self) -> int:

@@ -36,6 +36,7 @@ class Request(RequestRecord):
         "first_token_s",
         "hashes",
         "home",
+        "in_session",
         "last_token_s",
         "matcher",
         "num_cached_tokens",
@@ -71,6 +72,7 @@ class Request(RequestRecord):
         self.decoder = IncrementalDecoder(tokenizer, submit.params.skip_special_tokens) if stops and tokenizer else None
         self.text_end: int | None = None
         self.client_aborts = False
+        self.in_session = submit.in_session
         self.stream = submit.stream
         self.token_ids = submit.token_ids
         """Prompt and output so far, while the request has no batch row; the row is the truth while it has one."""

@@ -10,17 +10,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
 from quiesce.engine import errors
-from quiesce.engine.answers import Ack, Answers, Nak, PromptLogprobs, Reply, Terminal, Tokens
+from quiesce.engine.answers import Ack, Answers, Ended, Nak, PromptLogprobs, Reply, Terminal, Tokens
 from quiesce.engine.child import Child, logprobs_of
+from quiesce.engine.config import EngineConfig
 from quiesce.engine.inbox import Abort, Detach, Event, Submit
+from quiesce.engine.link import Link
 from quiesce.engine.messages import TokenLogprobs
 from quiesce.engine.outputs import Logprob, RequestMetrics, RequestOutput, Status
 from quiesce.engine.sampling_params import SamplingParams
+from quiesce.engine.session import FINISHED, Session, Sessions
 from quiesce.engine.tokenizer import Tokenizer
 from quiesce.spec.vocabulary import FinishReason, LinkEvent, LinkState, StreamEvent, StreamState
 from quiesce.statemachine.effects import (
@@ -39,26 +41,6 @@ from quiesce.statemachine.records import StreamRecord, World
 from quiesce.statemachine.trace import Trace
 
 logger = logging.getLogger("quiesce.front_end")
-
-
-class Link(Protocol):
-    """The way to a core."""
-
-    def start(self, deliver: Callable[[Answers], None], ended: Callable[[BaseException | None], None]) -> None:
-        """Starts the core. `deliver` and `ended` are called in the front end's loop; `ended` once, last, with what killed the core, if so."""
-
-    def post(self, event: Event) -> None:
-        """Sends an event to the core.
-
-        Raises:
-            QueueFull: an admission, and the inbox is full.
-        """
-
-    def status(self) -> Status:
-        """The last status the core published."""
-
-    def join(self) -> None:
-        """Gives back what carried the core, once it has ended."""
 
 
 class Stream(StreamRecord):
@@ -158,7 +140,7 @@ class Stream(StreamRecord):
 class FrontEnd:
     """All streams of one front end, their gate, and the calls that wait for a reply."""
 
-    def __init__(self, link: Link, trace: Trace, clock: Callable[[], float], started_s: float) -> None:
+    def __init__(self, link: Link, trace: Trace, clock: Callable[[], float], started_s: float, config: EngineConfig) -> None:
         self.link, self.trace, self.clock = link, trace, clock
         self.world = World()
         self.gate = Gate()
@@ -171,6 +153,7 @@ class FrontEnd:
         self.calls: dict[int, asyncio.Future[object]] = {}
         self.ended: BaseException | None = None
         self._num_keys = 0
+        self.sessions = Sessions(self.world, self.gate, config.max_sessions, config.session_idle_timeout_s, self._abort_by_key)
         self._perform: dict[type[Effect], Callable[[Effect], None]] = {
             SendAdd: self.do_send_add,
             SendAbort: self.do_send_abort,
@@ -183,7 +166,7 @@ class FrontEnd:
 
     def status(self) -> Status:
         """The core's last word, with this front end's own counts. A core that died without one has failed."""
-        status = self.link.status().seen_from(len(self.by_key), self.num_refused)
+        status = self.link.status().seen_from(len(self.by_key), self.num_refused, len(self.world.sessions))
         if self.world.link.state in (LinkState.lost, LinkState.down) and status.engine not in ("failed", "stopped"):
             return replace(status, engine="failed", admission="reject")
         return status
@@ -202,6 +185,7 @@ class FrontEnd:
         params: SamplingParams,
         priority: int,
         tokenizer: Tokenizer | None,
+        session: Session | None = None,
     ) -> Stream:
         """Opens a stream and sends the call.
 
@@ -213,9 +197,11 @@ class FrontEnd:
         if request_id in self.by_id:
             raise errors.DuplicateRequest(request_id)
         self._num_keys += 1
-        submit = Submit(self._num_keys, request_id, np.array(token_ids, np.int32), params, priority)
+        submit = Submit(self._num_keys, request_id, np.array(token_ids, np.int32), params, priority, session is not None)
         stream = Stream(self.world, self._num_keys, submit, prompt, tokenizer)
         self.by_id[request_id] = self.by_key[stream.key] = stream
+        if session is not None:
+            self.sessions.carry(session, stream.key)
         try:
             self.call(stream)
         except RefusedTransition as refusal:
@@ -249,6 +235,11 @@ class FrontEnd:
         if answer.cancelled() and self.world.link.state == LinkState.up:
             self.link.post(Detach(call))
 
+    def _abort_by_key(self, key: int) -> None:
+        stream = self.by_key.get(key)
+        if stream is not None:
+            self.abort(stream)
+
     # ---- events of a stream, one method each --------------------------------------------------------------------------------
 
     def call(self, stream: Stream) -> None:
@@ -259,6 +250,7 @@ class FrontEnd:
         if stream.state != StreamState.closed:
             logger.info("client of %s disconnected after %d tokens", stream.request_id, stream.num_tokens)
         self._fire(self.gate.fire(stream, StreamEvent.gone))
+        self.sessions.stream_closed(stream.key, None, accepted=True)  # nobody listens to the turn: the next one may wait for it
 
     def abort(self, stream: Stream) -> None:
         self._fire(self.gate.fire(stream, StreamEvent.abort))
@@ -292,6 +284,9 @@ class FrontEnd:
                     if stream is not None:
                         stream.children[child].push(token_id, answer.version, answer.logprobs.get(place))
                         touched[key] = stream
+                continue
+            if isinstance(answer, Ended):
+                self.sessions.request_ended(answer.stream)
                 continue
             stream = streams.get(answer.stream)
             if stream is None:
@@ -342,6 +337,7 @@ class FrontEnd:
                 dead.__cause__ = cause
                 future.set_exception(dead)
         self.calls.clear()
+        self.sessions.core_ended()
         self._fire(self.gate.fire(link, LinkEvent.kill))
         self._fire(self.gate.fire(link, LinkEvent.give_up))
         self._account()
@@ -380,4 +376,8 @@ class FrontEnd:
     def _forget(self, key: int) -> Stream:
         stream = self.by_key.pop(key)
         del self.by_id[stream.request_id]
+        ended = stream.terminal
+        finished = ended is not None and ended.finish_reason in FINISHED
+        history = (*stream.prompt_token_ids, *stream.children[0].token_ids) if finished else None
+        self.sessions.stream_closed(key, history, stream.accepted)
         return stream

@@ -265,6 +265,8 @@ class SessionState(StrEnum):
 class SessionEvent(StrEnum):
     open = auto()
     turn = auto()
+    stream_closed = auto()
+    request_ended = auto()
     turn_over = auto()
     close = auto()
     closed = auto()

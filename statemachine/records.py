@@ -20,6 +20,7 @@ from quiesce.spec.vocabulary import (
     Policy,
     Presence,
     RequestState,
+    SessionState,
     StepState,
     StreamState,
     Tag,
@@ -233,6 +234,26 @@ class StreamRecord(Record):
             self.world.streams[self.key] = self
 
 
+class SessionRecord(Record):
+    __slots__ = ("state", "turn_request_ended", "turn_stream_closed")
+    machine = "session"
+
+    def __init__(self, world: World, key: int) -> None:
+        super().__init__(world, key)
+        self.state = SessionState.absent
+        self.turn_stream_closed = self.turn_request_ended = True
+
+    @property
+    def name(self) -> str:
+        return f"session-{self.key}"
+
+    def moved(self, source: str, target: str) -> None:
+        if target == SessionState.absent:
+            self.world.sessions.pop(self.name, None)
+        else:
+            self.world.sessions[self.name] = self
+
+
 class LinkRecord(Record):
     __slots__ = ("budget", "control", "core", "state")
     machine = "link"
@@ -271,6 +292,7 @@ class World:
         self.newer = self.empty_step
         self.operations: dict[int, OperationRecord] = {}
         self.streams: dict[int, StreamRecord] = {}
+        self.sessions: dict[str, SessionRecord] = {}
         self.link = LinkRecord(self)
         self.free = 0
         """How many requests like the one about to start there are blocks for; set right before `start` is fired."""

@@ -145,7 +145,7 @@ class HostLoop:
         self.device = NullDevice(batch * (-(-longest // BLOCK_SIZE) + 1), BLOCK_SIZE, info.vocab_size)
         self.core = Core(self.config, info, self.device, max_model_len=longest)
         self.link = ByHand(self.core)
-        self.front = FrontEnd(self.link, self.core.trace, self.core.clock, self.core.started_s)
+        self.front = FrontEnd(self.link, self.core.trace, self.core.clock, self.core.started_s, self.core.config)
         self._answers: list[Answers] = []
         self.core.deliver = self._answers.append
         self.front.connect()

@@ -178,7 +178,7 @@ def test_a_machine_keeps_no_models_and_makes_no_transitions_of_its_own(table: An
 
 def test_the_machines_that_are_kept_are_those_with_records() -> None:
     assert set(build()) == set(KEPT) == {kind.machine for kind in Record.__subclasses__()}
-    assert {table.name for table in MACHINES} - set(KEPT) == {"session"}
+    assert {table.name for table in MACHINES} - set(KEPT) == set()
 
 
 def test_a_new_record_is_in_its_initial_state_with_its_first_values() -> None:

@@ -18,13 +18,23 @@ from quiesce.spec.vocabulary import (
     Policy,
     Presence,
     RequestState,
+    SessionState,
     StepState,
     StreamState,
     TokenState,
     WeightsState,
 )
 from quiesce.statemachine.machine import KEPT
-from quiesce.statemachine.records import OperationRecord, Record, RequestRecord, StepRecord, StreamRecord, TokenRecord, World
+from quiesce.statemachine.records import (
+    OperationRecord,
+    Record,
+    RequestRecord,
+    SessionRecord,
+    StepRecord,
+    StreamRecord,
+    TokenRecord,
+    World,
+)
 
 TABLES: tuple[Machine, ...] = tuple(table for table in MACHINES if table.name in KEPT)
 MARKS = ("begun", "abort_mark", "eos_mark", "fault_mark", "stale")
@@ -67,6 +77,8 @@ def put(record: Record, state: str) -> None:
             world.by_state[record.state][record.key] = record
     if isinstance(record, TokenRecord):
         record.moved("", state)
+    if isinstance(record, SessionRecord):
+        record.moved("", state)
     if isinstance(record, StreamRecord):
         world.streams.pop(record.key, None)
         if state != StreamState.closed:
@@ -101,6 +113,8 @@ def _record(world: World, machine: str, member: RequestRecord) -> Record:
             return StreamRecord(world, 2, "r2")
         case "operation":
             return OperationRecord(world, 2, OperationKind.pause)
+        case "session":
+            return SessionRecord(world, 2)
         case "memory":
             return world.memory[next(iter(world.memory))]
         case "pause_token":
@@ -166,6 +180,9 @@ def random_world(seed: int) -> World:
         put(stream, rng.choice(list(StreamState)))
         stream.cancel, stream.client = rng.random() < 0.5, rng.choice(list(Presence))
     _random_operation(world, 1, rng)
+    session = SessionRecord(world, 1)
+    session.turn_stream_closed, session.turn_request_ended = rng.random() < 0.5, rng.random() < 0.5
+    put(session, rng.choice(list(SessionState)))
     return world
 
 
@@ -193,6 +210,7 @@ def random_record(world: World, machine: str, seed: int) -> Record:
         "stream": list(world.streams.values()),
         "memory": list(world.memory.values()),
         "operation": list(world.operations.values()),
+        "session": list(world.sessions.values()),
         "pause_token": list(world.pause_token.values()),
     }
     if machine not in pools:
@@ -204,6 +222,7 @@ def random_record(world: World, machine: str, seed: int) -> Record:
         "request": RequestRecord(world, 99, "r99"),
         "step": StepRecord(world, 99),
         "stream": StreamRecord(world, 99, "r99"),
+        "session": SessionRecord(world, 99),
     }
     if machine == "request":
         put(outside[machine], rng.choice(["absent", "ended"]))
@@ -216,6 +235,7 @@ def everybody(world: World) -> list[Record]:
     return [
         world.engine, world.weights, world.link, *world.memory.values(), *world.pause_token.values(),
         *world.requests.values(), *steps, *world.streams.values(), *world.operations.values(),
+        *world.sessions.values(),
     ]  # fmt: skip
 
 
