@@ -6,7 +6,8 @@ out in place; quantifiers over the two tags and the two step slots are unrolled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from quiesce.spec import CATALOG, MACHINES
@@ -69,7 +70,7 @@ def source_of(machine: str, text: str) -> str:
 
 
 def _function(source: str, name: str, text: str) -> Any:
-    scope: dict[str, Any] = dict(CONSTANTS)
+    scope: dict[str, Any] = {**CONSTANTS, "each_runnable": each_runnable}
     exec(compile(source, f"<spec: {text}>", "exec"), scope)
     return scope[name]
 
@@ -96,12 +97,27 @@ def _expression(machine: str, tree: Guard, each: str, this: str) -> str:
     raise SpecError(f"{tree!r} cannot be compiled")
 
 
+def each_runnable(requests: Iterable[Record]) -> bool:
+    """Whether the fact `runnable` holds for each. What the world remembers of a batch is the answer of this."""
+    return bool(_each_runnable()(requests))
+
+
+@cache
+def _each_runnable() -> Callable[[Iterable[Record]], bool]:
+    fact = CATALOG.facts["runnable"]
+    text = _expression(fact.of, parse_guard(fact.when), each="", this="e")
+    scope: dict[str, Any] = dict(CONSTANTS)
+    exec(compile(f"def holds(requests):\n    return all({text} for e in requests)", f"<spec: {fact.when}>", "exec"), scope)
+    found: Callable[[Iterable[Record]], bool] = scope["holds"]
+    return found
+
+
 def _quantified(machine: str, universal: bool, domain: str, body: Guard, this: str) -> str:
     if domain in UNROLLED:
         parts = [_expression(domain, _own(body), "", record) for record in UNROLLED[domain]]
         return "(" + (" and " if universal else " or ").join(parts) + ")"
     if universal and isinstance(body, Name) and body.name == "runnable" and domain in ("member", "named"):
-        return f"w.all_runnable({RANGES[domain].removesuffix('.values()')})"
+        return f"w.all_runnable({RANGES[domain].removesuffix('.values()')}, each_runnable)"
     if isinstance(body, Truth):
         return f"bool({RANGES[domain].removesuffix('.values()')})"
     inner = _expression(RECORDS.get(domain, domain), _own(body), "", "e") if this == "r" and not _mentions_this(body) else None

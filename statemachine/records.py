@@ -6,7 +6,7 @@ name, but for the members of a step, which the step itself keeps (`member[0]` of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from quiesce.spec.vocabulary import (
@@ -306,15 +306,17 @@ class World:
             self._named, self._members, self._runnable_at = requests, members, -1
         return self._members
 
-    def all_runnable(self, requests: Iterable[RequestRecord] | dict[int, RequestRecord]) -> bool:
-        """Whether each of these runs and has no mark (the fact `runnable`). Asked of the same batch twice a step, hence remembered."""
+    def all_runnable(
+        self,
+        requests: Iterable[RequestRecord] | dict[int, RequestRecord],
+        each_runnable: Callable[[Iterable[RequestRecord]], bool],
+    ) -> bool:
+        """Whether each of these may be named by a step, as `each_runnable` finds. Asked of the same batch twice a step, hence remembered."""
         known = requests is self._members or requests is self._named
         if known and self._runnable_at == self.population:
             return True
         members = requests if isinstance(requests, dict) else self.members_of(requests)
-        found = all(
-            r.state == RequestState.running and not (r.abort_mark or r.eos_mark or r.fault_mark) for r in members.values()
-        )
+        found = each_runnable(members.values())
         if found and members is self._members:
             self._runnable_at = self.population
         return found
