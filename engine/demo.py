@@ -1,5 +1,5 @@
 """`quiesce demo`: sixteen clients ask the real engine about its own lifecycles. Some leave mid-answer, some are aborted; then the
-books are balanced.
+books are balanced. In a second act the operator pauses, sleeps, wakes and updates under the clients' feet (`engine/demo_lifecycle.py`).
 
 On a terminal there is a live view, elsewhere plain lines. What is asked, and who leaves when and how, is planned in advance and the
 same every time; the rest is the engine's business.
@@ -25,6 +25,7 @@ from rich.live import Live
 
 from quiesce.engine.api import AsyncEngine
 from quiesce.engine.config import EngineConfig
+from quiesce.engine.demo_lifecycle import second_act
 from quiesce.engine.demo_view import balance_lines, frame, plain_line, say, tell_transcripts
 from quiesce.engine.errors import EngineError
 from quiesce.engine.outputs import RequestOutput, Status
@@ -259,6 +260,7 @@ def _write_evidence(console: Console, out: Path) -> None:
     width = len(str(out)) + len("/trace.chrome.json")
     for name, text in (
         ("trace.ndjson", f"{len(entries) - steps} transitions and {steps} device steps, one JSON object a line"),
+        ("second_act.ndjson", "the second act's transitions: pause, sleep, wake, update"),
         ("trace.chrome.json", "the same for https://ui.perfetto.dev"),
         ("diagrams", "every lifecycle, drawn from the tables that ran"),
     ):
@@ -329,8 +331,11 @@ async def _demonstrate(model: str, out: Path, num_threads: int, console: Console
         say(console, f"  NOT RIGHT: {problem}", "bold red")
     if not wrong:
         say(console, "  every request ended once, every block is home, nothing is left open", "green")
+    also_wrong = await second_act(model, num_threads, out, console)
+    for problem in also_wrong:
+        say(console, f"  NOT RIGHT: {problem}", "bold red")
     _write_evidence(console, out)
-    return 1 if wrong else 0
+    return 1 if wrong or also_wrong else 0
 
 
 def run(model: str, out: Path, num_threads: int = 1, plain: bool = False) -> int:

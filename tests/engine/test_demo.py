@@ -106,6 +106,18 @@ def test_the_trace_tells_one_end_for_each_request(ran: Ran) -> None:
     assert len(set(begun)) == len(begun) == sum(len(client.turns) for client in plan())
 
 
+def test_the_second_act_loses_repeats_and_invents_no_token_and_gives_memory_back(ran: Ran) -> None:
+    (streams, tokens) = numbers(r"(\d+) streams, ([\d]+) tokens: none lost, none repeated, none invented", ran.lines)
+    assert tokens == streams * 96
+    assert re.search(
+        r"sleep\(level=1\) .* engine sleeping; weights released, kv_cache released; kept 6; \d+\.\d MB given back", ran.lines
+    )
+    assert re.search(r"wake_up\(\['weights'\]\) .* engine partially_awake", ran.lines)
+    assert re.search(r"tokens 0 to (\d+) by version 0, tokens \1 to 96 by version 'tuned'", ran.lines)
+    moved = {(entry["machine"], entry["to"]) for entry in trace.read(ran.out / "second_act.ndjson") if "machine" in entry}
+    assert moved >= {("engine", "sleeping"), ("engine", "partially_awake"), ("weights", "updating"), ("operation", "done")}
+
+
 def test_the_evidence_is_where_the_demo_says(ran: Ran) -> None:
     chrome = json.loads((ran.out / "trace.chrome.json").read_text(encoding="utf-8"))
     assert {event["ph"] for event in chrome["traceEvents"]} >= {"M", "X", "b", "e"}
