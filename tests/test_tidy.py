@@ -26,6 +26,7 @@ ASYNCIO_HOMES = {
     "engine/session.py",
     "engine/stream.py",
     "engine/demo.py",
+    "engine/demo_lifecycle.py",
     "engine/chat.py",
 }
 
