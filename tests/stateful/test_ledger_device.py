@@ -204,7 +204,7 @@ def test_the_checksum_is_a_function_of_what_was_written_and_not_of_its_order() -
         assert other.write([pair]) is None
     assert b.checksum() == other.checksum()
     digests = [b.checksum()]
-    for pair in (
+    for changed in (
         ("t1", np.zeros((2, 3), np.float32)),
         ("t1", np.zeros(6, np.float32)),
         ("t1", np.zeros(6)),
