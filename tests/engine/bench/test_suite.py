@@ -77,3 +77,12 @@ def test_engine_and_peer_take_turns_on_the_same_weights(tmp_path: Path) -> None:
             peer.ask("load", dtype="no_such_dtype")
     with pytest.raises(PeerError):
         peer.ask("load", dtype="float32")
+
+
+def test_the_lifecycle_row_pauses_sleeps_and_wakes_a_real_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "suite.json"
+    assert cli.main(["bench", "--suite", "--quick", "--rows", "lifecycle", "--json", str(path)]) == 0
+    figures = {figure["name"]: figure for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]}
+    assert figures["memory given back / the weights' arena"]["median"] >= 0.95
+    assert figures["pause and resume of an idle engine"]["num_samples"] == 5
