@@ -138,6 +138,24 @@ def test_discarded_memory_falls_by_the_arena_and_comes_back_as_zeros(
     assert abs(full - rss()) < 0.05 * size
 
 
+@pytest.mark.parametrize("policy", ["offload", "discard"])
+def test_weights_that_have_served_leave_no_other_form_of_themselves(
+    bench: Callable[..., Bench], harness: type[Harness], policy: str
+) -> None:
+    """Products may be made with rearranged copies: those go, too, and follow what comes back."""
+    b = bench(info=harness.info(vocab_size=8192, hidden_size=2048, num_layers=1, tie_word_embeddings=False)).load()
+    size, digest = b.runner.weights.arena.num_bytes, b.checksum()
+    step = [harness.step(harness.Chunk(PROMPT, 0, [0, 1]), number=number) for number in range(3)]
+    token = b.run(step[0]).token_ids[0]
+    full = rss()
+    assert b.unmap(WEIGHTS, policy).num_bytes > 0.95 * size
+    assert full - rss() > 0.95 * size
+    assert b.map(WEIGHTS, policy).error is None
+    zeros = policy == "discard"
+    assert b.run(step[1]).token_ids[0] == (0 if zeros else token)
+    assert (b.checksum() == digest) != zeros
+
+
 def test_what_was_given_back_is_counted_for_this_arena_alone() -> None:
     arena, stop = Arena(8 << 20), threading.Event()
 
