@@ -436,12 +436,6 @@ def test_fifty_cycles_leave_nothing_behind(bench: Callable[..., Bench], harness:
     assert rss() - memory < 1 << 20
 
 
-def slow_source() -> Iterator[tuple[str, np.ndarray[tuple[int], np.dtype[np.float32]]]]:
-    while True:
-        time.sleep(0.01)
-        yield "model.norm.weight", np.zeros(0, np.float32)
-
-
 def copies_out(b: Bench) -> None:
     b.device.unmap(unmap_effect(WEIGHTS), WEIGHTS, "offload", [])
 
@@ -462,7 +456,17 @@ def zeroes(b: Bench) -> None:
 
 
 def fetches(b: Bench) -> None:
-    b.device.fetch(1, slow_source())
+    """From a source that takes its time."""
+    pulled = threading.Event()
+
+    def source() -> Iterator[tuple[str, np.ndarray[tuple[int], np.dtype[np.float32]]]]:
+        while True:
+            pulled.set()
+            time.sleep(0.01)
+            yield "model.norm.weight", np.zeros(0, np.float32)
+
+    b.device.fetch(1, source())
+    assert pulled.wait(60)
 
 
 def sums_up(b: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,17 @@ def test_equal_weights_have_one_checksum_whatever_brought_them(
         b.update(source)
         assert b.checksum() == expected, kind
         assert answers(b, harness) == answer, kind
+
+
+def test_the_checksum_can_be_computed_from_the_tensors_of_a_checkpoint(bench: Callable[..., Bench], tensors: Tensors) -> None:
+    """So it does not depend on how the device packs them."""
+    b = bench(load_format="empty", dtype="bfloat16").load()
+    b.update(tensors)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} bfloat16 {list(tensor.shape)}\n".encode())
+        digest.update(tensor.bfloat16().view(torch.int16).numpy().tobytes())
+    assert b.checksum() == digest.hexdigest()
 
 
 def test_the_checksum_is_of_names_types_shapes_and_values(bench: Callable[..., Bench], harness: type[Harness]) -> None:
