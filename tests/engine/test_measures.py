@@ -16,7 +16,7 @@ from quiesce.engine import metrics
 from quiesce.engine.answers import Ack, Answers, Terminal, Tokens
 from quiesce.engine.cohort import Cohort
 from quiesce.engine.histogram import Counts, Histogram
-from quiesce.engine.measures import HISTOGRAMS, Measured
+from quiesce.engine.measures import HISTOGRAMS, Measured, Measures
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.stateful.choices import RandomWalk
 from quiesce.stateful.scenario import Client, World, prompt_of, run
@@ -148,6 +148,7 @@ def test_every_figure_agrees_with_the_answers_after_every_pass(
 
         await asyncio.gather(*(ask(number) for number in range(8)))
         measured, status = core.status.measured, engine.status()
+        assert core.failure is None
         assert books.num_checked > 30
         assert bool(num_landed) == cohorts
         assert status.measured == measured
@@ -239,6 +240,32 @@ def test_the_histograms_that_dashboards_read_are_there(name: str) -> None:
     bounds, documentation = HISTOGRAMS[name]
     assert list(bounds) == sorted(set(bounds))
     assert documentation.endswith(".")
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["two steps in flight", "one step in flight"])
+@pytest.mark.parametrize("number", range(8, 14))
+def test_gaps_are_right_when_somebody_joins_a_batch_that_was_the_same(ledger_folder: Path, number: int, overlap: bool) -> None:
+    """A step of before may be planned and not launched then; it still lands as one of a batch that is no more."""
+
+    async def body(world: World) -> None:
+        books = Books(world)
+        asked = [asyncio.create_task(world.ask(Client(f"r{name}", prompt_of(name, 4), 20))) for name in range(3)]
+        world.loop.hold(f"step {number}")
+        await world.loop.wait_settled()
+        asked.append(asyncio.create_task(world.ask(Client("late", prompt_of(9, 4), 6))))
+        await world.loop.wait_settled()
+        world.loop.release(f"step {number}")
+        await asyncio.gather(*asked)
+        assert books.core.failure is None
+        assert books.num_checked > 8
+
+    run(ledger_folder, body, num_kv_blocks=64, step_timeout_s=1e6, overlap=overlap)
+
+
+def test_a_preemption_is_counted_when_it_happens() -> None:
+    measures = Measures()
+    measures.preempted()
+    assert measures.snapshot() == Measured(num_preemptions=1)
 
 
 def test_nothing_is_copied_while_nothing_happens(ledger_folder: Path) -> None:
