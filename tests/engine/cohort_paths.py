@@ -190,7 +190,8 @@ def play(folder: Path, story: Story, cohorts: bool, strategy: Strategy | None = 
             played.status = world.engine.status()
             played.known = frozenset(teller.core.pool.prefix_cache._blocks)
 
-        run(folder, body, strategy, **config)
+        engine = run(folder, body, strategy, **config)
+        assert engine._core.failure is None
     return played
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quiesce.engine import cohort
+from quiesce.engine.api import AsyncEngine
 from quiesce.engine.cohort import Cohort
 from quiesce.engine.messages import StepInput, StepOutput
 from quiesce.engine.noise import noise_key
@@ -265,6 +267,41 @@ def test_a_shutdown_inside_a_cohort_brings_every_block_home(ledger_folder: Path,
     played = both_ways(ledger_folder, story, overlap=overlap, num_kv_blocks=ROOM)
     assert number in played.launched
     assert {outputs[-1].finish_reason for outputs in played.outputs.values()} == {"abort"}
+
+
+async def keep_frozen(engine: AsyncEngine) -> None:
+    await engine.pause(mode="keep")
+    await engine.resume()
+
+
+async def sleep_frozen(engine: AsyncEngine) -> None:
+    await engine.sleep(mode="keep")
+    await engine.wake_up()
+
+
+async def clear(engine: AsyncEngine) -> None:
+    await engine.reset_prefix_cache(reset_running_requests=True)
+
+
+@EACH_DEPTH
+@pytest.mark.parametrize("number", [9, 11])
+@pytest.mark.parametrize("control", [keep_frozen, sleep_frozen, clear])
+def test_an_operator_inside_a_cohort(
+    ledger_folder: Path, control: Callable[[AsyncEngine], Coroutine[Any, Any, None]], overlap: bool, number: int
+) -> None:
+    async def story(teller: Teller) -> None:
+        asked = asyncio.create_task(ask_four(teller))
+        await teller.until_step(number)
+        ruled = asyncio.create_task(control(teller.engine))
+        await teller.loop.wait_settled()
+        teller.go_on(number)
+        await asyncio.gather(asked, ruled)
+
+    played = both_ways(ledger_folder, story, overlap=overlap, num_kv_blocks=ROOM)
+    assert number in played.launched
+    assert max(played.launched) > number + 2, "there is a cohort afterwards, too"
+    for row in range(4):
+        assert played.tokens(f"r{row}") == truth(prompt_of(row, 3 + row), 24)
 
 
 @pytest.mark.parametrize("changes", [{"min_tokens": 20}, {"logit_bias": {9: 0.0}}, {"presence_penalty": 0.5}], ids=str)
