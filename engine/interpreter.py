@@ -17,7 +17,7 @@ from quiesce.engine.noise import noise_key
 from quiesce.engine.outputs import RequestMetrics
 from quiesce.engine.request import NO_ROW, Request
 from quiesce.engine.scheduler import StepPlan, blocks_to_begin
-from quiesce.spec.vocabulary import FinishReason, Tag
+from quiesce.spec.vocabulary import FinishReason, MemoryState, Tag
 from quiesce.statemachine.effects import (
     Accept,
     AllocateBlocks,
@@ -95,7 +95,10 @@ class Interpreter:
         request.hashes = []
         self.batch.release(request)
         self.core.forget_ended(request)
-        if freed and self.core.config.poison_freed_blocks:
+        mapped = (
+            self.world.memory[Tag.kv_cache].state == MemoryState.resident
+        )  # what is away, or not zeroed yet, is nobody's already
+        if freed and mapped and self.core.config.poison_freed_blocks:
             self.device.poison(freed)
 
     def do_terminal(self, effect: Terminal) -> None:
