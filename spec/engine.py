@@ -15,6 +15,7 @@ PASS = "the pass runs its boundary rows to a fixpoint before it takes the next c
 GATED = (S.starting, S.draining, S.paused, S.sleeping, S.partially_awake)
 ENDING = (S.stopping, S.stopped)
 WAIT_CAN_RISE = "(event.mode != wait or not granted or not begun_left)"
+NOT_CLEARING = "pause_token[clear].state == free"
 LEVEL_0 = "event.weights == none and event.kv_cache == none"
 HOLD_SLEEP = "pause_token[sleep].hold(mode=event.mode)"
 SELECT = (HOLD_SLEEP, "memory[weights].select(policy=event.weights)", "memory[kv_cache].select(policy=event.kv_cache)")
@@ -103,10 +104,10 @@ MACHINE = Machine(
         Row(E.sleep, (S.draining, S.paused, S.partially_awake), None, "level 0 takes the token and chooses nothing",
             when=f"goal != stop and {LEVEL_0} and {WAIT_CAN_RISE}", also=(HOLD_SLEEP,)),
         Row(E.sleep, (S.draining,), None, "joins a pending pause, or adds to the pending sleep (R8)",
-            when=f"goal in (pause, sleep) and not update_open and {WAIT_CAN_RISE}", sets=("goal := sleep",), also=SELECT),
-        Row(E.sleep, (S.paused,), S.draining, "the drain is judged again, in one place", when=f"not update_open and {WAIT_CAN_RISE}",
-            sets=("goal := sleep",), also=SELECT),
-        Row(E.sleep, (S.partially_awake,), None, "more tags; the token is kept", when="not update_open", also=SELECT),
+            when=f"goal in (pause, sleep) and not update_open and {NOT_CLEARING} and {WAIT_CAN_RISE}", sets=("goal := sleep",), also=SELECT),
+        Row(E.sleep, (S.paused,), S.draining, "the drain is judged again, in one place",
+            when=f"not update_open and {NOT_CLEARING} and {WAIT_CAN_RISE}", sets=("goal := sleep",), also=SELECT),
+        Row(E.sleep, (S.partially_awake,), None, "more tags; the token is kept", when=f"not update_open and {WAIT_CAN_RISE}", also=SELECT),
         Row(E.withdraw_sleep, (S.draining,), None, "the deadline passed: token and choices go in one move (R6)", when="goal == sleep",
             sets=("goal := pause",), also=WITHDRAW_SLEEP),
         Row(E.wake_up, (S.draining,), None, "withdraws a sleep that still drains, if it names all that is chosen (R6)", when=f"goal == sleep and {NAMES_ALL}", sets=("goal := pause",),
@@ -133,7 +134,8 @@ MACHINE = Machine(
             sets=("goal := update",), also=("pause_token[update].hold(mode=event.mode)",)),
         Row(E.begin_update, (S.paused,), S.draining, "the drain is judged again, in one place", when=f"not update_open and {WAIT_CAN_RISE}",
             sets=("goal := update",), also=("pause_token[update].hold(mode=event.mode)",)),
-        Row(E.begin_update, (S.partially_awake,), None, "already drained by a sleep", when="not update_open", also=("weights.begin_in_place",)),
+        Row(E.begin_update, (S.partially_awake,), None, "already drained by a sleep", when=f"not update_open and {WAIT_CAN_RISE}",
+            also=("weights.begin_in_place(mode=event.mode)",)),
         Row(E.withdraw_update, (S.draining,), None, "the deadline passed", when="goal == update", sets=("goal := pause",),
             also=("pause_token[update].release",)),
         Row(E.shutdown, (S.running,), S.draining, "no new work; what runs has until the deadline", sets=("goal := stop",),
@@ -178,6 +180,7 @@ MACHINE = Machine(
         Refused(E.resume, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
         Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
         Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, FINISH_UPDATE, when="update_open or goal == update"),
+        Refused(E.sleep, (S.draining, S.paused), Error.TransitionConflict, "await the clear", when=f"not {NOT_CLEARING} and not ({LEVEL_0})"),
         Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, RESUME_OWNERS),
         Refused(E.sleep, (S.sleeping,), Error.TransitionConflict, "wake_up first: what is away left under another policy", when=OTHER_POLICY),
         Refused(E.sleep, (S.starting,), Error.Unavailable, "await ready"),
@@ -197,7 +200,7 @@ MACHINE = Machine(
         Refused(E.begin_update, (S.draining,), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
         Refused(E.begin_update, (S.draining,), Error.TransitionConflict, "await or withdraw the sleep", when="goal == sleep"),
         Refused(E.begin_update, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, FINISH_UPDATE, when="update_open or goal == update"),
-        Refused(E.begin_update, (S.draining, S.paused), Error.TransitionConflict, RESUME_OWNERS),
+        Refused(E.begin_update, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, RESUME_OWNERS),
         Refused(E.begin_update, (S.sleeping,), Error.TransitionConflict, "wake_up(['weights'])"),
         Refused(E.begin_update, ENDING, Error.Unavailable, NEW_ENGINE),
         Refused(E.begin_update, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),

@@ -7,7 +7,8 @@ from quiesce.spec.vocabulary import WeightsEvent as E
 from quiesce.spec.vocabulary import WeightsState as S
 
 OPEN_HERE = "engine.state in (paused, partially_awake)"
-NOTHING_MOVES = "not tag_in_transit and not any_tag(each.policy != none) and memory[kv_cache].state != undefined"
+NOTHING_MOVES = "not tag_in_transit and not any_tag(each.state in (resident, undefined) and each.policy != none) and memory[kv_cache].state != undefined"
+HOLD_UPDATE = "pause_token[update].hold(mode=event.mode)"
 NO_UPDATE = "begin_weight_update first"
 
 MACHINE = Machine(
@@ -26,7 +27,7 @@ MACHINE = Machine(
     variables={"base_intact": BIT},
     events=(
         Event(E.begin, Owner.core),
-        Event(E.begin_in_place, Owner.client),
+        Event(E.begin_in_place, Owner.client, takes=("mode",)),
         Event(E.load, Owner.client),
         Event(E.commit, Owner.client),
         Event(E.commit_keep, Owner.client),
@@ -40,10 +41,10 @@ MACHINE = Machine(
         Row(E.begin, (S.undefined,), S.updating, "the drain has ended; only a full update can heal", sets=("base_intact := no",)),
         Row(E.begin_in_place, (S.stable,), S.updating, "already drained by a sleep",
             when=f"engine.state == partially_awake and memory[weights].state == resident and {NOTHING_MOVES}",
-            sets=("base_intact := yes",), also=("pause_token[update].hold(mode=keep)",)),
+            sets=("base_intact := yes",), also=(HOLD_UPDATE,)),
         Row(E.begin_in_place, (S.undefined,), S.updating, "already drained by a sleep; only a full update can heal",
             when=f"engine.state == partially_awake and memory[weights].state in (resident, undefined) and {NOTHING_MOVES}",
-            sets=("base_intact := no",), also=("pause_token[update].hold(mode=keep)",)),
+            sets=("base_intact := no",), also=(HOLD_UPDATE,)),
         Row(E.load, (S.updating,), None, "the first byte ends the old weights", when=OPEN_HERE, sets=("base_intact := no",), effects=("load_weights",)),
         Row(E.commit, (S.updating,), S.committing, "validated; what is kept is retracted first", when=OPEN_HERE),
         Row(E.commit_keep, (S.updating,), S.stable, "validated; kept requests keep the KV of the old version, and their spans say so",

@@ -247,7 +247,7 @@ def test_a_joint_move_of_a_joint_move_happens_too() -> None:
     put(world.engine, "partially_awake")
     put(world.token("sleep"), "abort")
     assert gate.fire(world.engine, "begin_update", {"mode": Mode.abort}).moved
-    assert states(world) == {"engine": "partially_awake", "weights": "updating", "sleep": "abort", "update": "keep"}
+    assert states(world) == {"engine": "partially_awake", "weights": "updating", "sleep": "abort", "update": "abort"}
 
 
 def test_effects_of_joint_moves_follow_those_of_the_row_each_with_its_own_subject() -> None:
