@@ -27,6 +27,8 @@ from quiesce.spec.vocabulary import (
     Policy,
     RequestState,
     Tag,
+    TokenOwner,
+    TokenState,
     WeightsState,
 )
 from quiesce.spec.vocabulary import OperationKind as Kind
@@ -80,6 +82,11 @@ class Operation(OperationRecord):
         self.superseded_by = ""
         self.value: object = None
 
+    @property
+    def clears(self) -> bool:
+        """Whether it waits for the token `clear`."""
+        return self.kind == Kind.reset_prefix_cache or (self.kind == Kind.pause and self.asked.clear_cache)
+
 
 class Operations:
     """All control calls of one core that are not answered yet, and the times at which something is due."""
@@ -105,7 +112,8 @@ class Operations:
         if earlier is not None:
             self._retry(earlier, asked)
             return
-        if asked.kind == Kind.reset_prefix_cache and not asked.clear_cache and self._holds_blocks():
+        alive = self.world.engine.state not in (EngineState.failed, EngineState.stopping, EngineState.stopped)
+        if asked.kind == Kind.reset_prefix_cache and not asked.clear_cache and alive and self._holds_blocks():
             self.core.answer(Reply(asked.call, False))
             return
         self._num_operations += 1
@@ -136,26 +144,28 @@ class Operations:
     def detach(self, call: int) -> None:
         """The caller left."""
         for operation in self.by_key.values():
-            if operation.calls == [call]:
-                self.lifecycle.detach(operation)
+            if call in operation.calls:
+                operation.calls.remove(call)
+                if not operation.calls:
+                    self.lifecycle.detach(operation)
                 return
 
     def begin_waiting(self) -> bool:
-        """Begins what waits, first come, first served among those that queue. Whether any began, or was refused."""
+        """Begins one that waits, first come, first served among those that queue. Whether any began, or was refused."""
         self.update.advance()
         if not self.by_key:
             return False
         waiting = [operation for operation in self.by_key.values() if operation.state == OperationState.queued]
         if self.world.engine.state == EngineState.stopped:
             self._end_with_the_engine()
-        progress = blocked = False
+        blocked = False
         for operation in waiting:
             if operation.state != OperationState.queued or (blocked and operation.kind in QUEUED):
                 continue
-            began = self._try(operation)
-            progress |= began
-            blocked |= not began
-        return progress
+            if self._try(operation):
+                return True  # one at a time: what it began is settled before the next is looked at (R1)
+            blocked = True
+        return False
 
     def _try(self, operation: Operation) -> bool:
         """Whether it is not waiting any more: it began, or it is refused."""
@@ -180,6 +190,8 @@ class Operations:
             return False
         if self.world.weights.state in (WeightsState.updating, WeightsState.committing):
             return False
+        if self.world.token(TokenOwner.clear).state != TokenState.free:
+            return True
         busy = (OperationState.draining, OperationState.acting)
         return any(other.state in busy for other in self.by_key.values() if other is not operation)
 
@@ -240,9 +252,11 @@ class Operations:
         """A tag's arena has left, has come back, or could not.
 
         Raises:
-            Exception: memory that was to be discarded could not be: nothing is known of it any more.
+            Exception: memory that was to be discarded, or zeroed, could not be: nothing is known of it any more.
         """
         tag = Tag(move.tag)
+        if move.to == "zeroed" and move.error is not None:
+            raise move.error
         if move.to == "zeroed":
             self.lifecycle.kv_ready()
         elif move.to == "restored":
@@ -279,7 +293,8 @@ class Operations:
     def request_aborted(self, request_id: str) -> None:
         """A request ended that its client had not aborted."""
         for operation in self.by_key.values():
-            if operation.kind in (Kind.pause, Kind.sleep, Kind.shutdown, *UPDATES):
+            begun = operation.state != OperationState.queued
+            if begun and operation.kind in (Kind.pause, Kind.sleep, Kind.shutdown, *UPDATES):
                 operation.aborted[request_id] = None
 
     # ---- answers ---------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class Verbs:
         asked, before = operation.asked, self._facts()
         mode = asked.mode or Mode.abort
         self._take_token(operation, asked.owner)
-        if asked.clear_cache and self.lifecycle.may_pause(asked.owner, mode):
+        loading = self.world.engine.state == EngineState.starting  # nothing is cached yet
+        if asked.clear_cache and not loading and self.lifecycle.may_pause(asked.owner, mode):
             self.lifecycle.clear()  # first: where it is refused, nothing has happened
         self.lifecycle.pause(asked.owner, mode)
         self.operations.ttl_s.pop(asked.owner, None)
@@ -76,14 +77,30 @@ class Verbs:
         asked, before = operation.asked, self._facts()
         operation.names_weights = asked.weights != Policy.none
         operation.names_kv = asked.kv_cache != Policy.none
+        if self._moves(operation, Kind.wake_up):
+            return False
         self._take_token(operation, TokenOwner.sleep)
         self.lifecycle.sleep(asked.mode or self.strongest_mode() or Mode.abort, asked.weights, asked.kv_cache)
         operation.changed = before != self._facts()
         return True
 
+    def _moves(self, operation: Operation, opposite: Kind) -> bool:
+        """Whether an operation of the opposite kind moves what this one names, or all there is. It ends first, or it never would."""
+        if self.world.engine.state == EngineState.draining:
+            return False  # nothing moves yet: the tables say who withdraws whom
+        names_none = not (operation.names_weights or operation.names_kv)
+        begun = (OperationState.draining, OperationState.acting)
+        return any(
+            names_none or (operation.names_weights and other.names_weights) or (operation.names_kv and other.names_kv)
+            for other in self.operations.by_key.values()
+            if other.kind == opposite and other.state in begun
+        )
+
     def begin_wake_up(self, operation: Operation) -> bool:
         tags, before = operation.asked.tags, self._facts()
         operation.names_weights, operation.names_kv = tags != Tag.kv_cache, tags != Tag.weights
+        if self._moves(operation, Kind.sleep):
+            return False
         self.lifecycle.wake_up(tags)
         operation.changed = before != self._facts()
         if self.world.token(TokenOwner.sleep).state == TokenState.free:
@@ -106,15 +123,30 @@ class Verbs:
     def begin_update_weights(self, operation: Operation) -> bool:
         return self.begin_begin_weight_update(operation)
 
+    def _require_alive(self) -> None:
+        """For calls whose own tables do not know of the engine's end.
+
+        Raises:
+            Unavailable, EngineDead: stopping, stopped or failed.
+        """
+        state = self.world.engine.state
+        if state == EngineState.failed:
+            raise errors.EngineDead(str(state), "shutdown, then start a new engine")
+        if state in (EngineState.stopping, EngineState.stopped):
+            raise errors.Unavailable(str(state), "start a new engine")
+
     def begin_load_weights(self, operation: Operation) -> bool:
+        self._require_alive()
         operation.changed = True
         return self.update.load(operation)
 
     def begin_finish_weight_update(self, operation: Operation) -> bool:
+        self._require_alive()
         operation.changed = True
         return self.update.finish(operation.asked.version)
 
     def begin_abort_weight_update(self, operation: Operation) -> bool:
+        self._require_alive()
         operation.changed = True
         self.abort_update("abort_weight_update")
         return True
@@ -129,10 +161,11 @@ class Verbs:
             self.lifecycle.withdraw_update()
         else:
             self.lifecycle.rollback()
-        self.update.over(errors.TransitionConflict(str(self.world.weights.state), by, superseded_by=by))
+        self.update.superseded(by)
         self.operations.supersede(by, lambda other: other.kind in UPDATES and other.state == OperationState.draining)
 
     def begin_weights_checksum(self, operation: Operation) -> bool:
+        self._require_alive()
         if self.world.memory[Tag.weights].state != MemoryState.resident or self.world.weights.state == WeightsState.undefined:
             state = f"{self.world.memory[Tag.weights].state}, {self.world.weights.state}"
             raise errors.TransitionConflict(state, "weights_checksum", (), NOTHING_LOADED)
@@ -144,6 +177,8 @@ class Verbs:
         operation.deadline_s = None  # its own row decides what the deadline means
         operation.changed = self.world.engine.state != EngineState.stopped
         self.lifecycle.shutdown(Mode.wait if seconds > 0 else Mode.abort)
+        self.operations.ttl_s.clear()
+        self.update.superseded("shutdown")
         deadline_s = operation.began_s + seconds
         self.operations.shutdown_deadline_s = min(deadline_s, self.operations.shutdown_deadline_s or deadline_s)
         return True
@@ -151,23 +186,50 @@ class Verbs:
     def withdraw(self, operation: Operation) -> None:
         """The deadline passed before it acted: its token is released, what it froze goes on; what it aborted stays aborted."""
         draining = operation.state == OperationState.draining
+        if (
+            draining
+            and operation.kind == Kind.sleep
+            and self.world.engine.state in (EngineState.partially_awake, EngineState.sleeping)
+        ):
+            return  # lost race: memory moves already, and ends with its copies
         self.lifecycle.expire(operation)
         if not draining:
             return
-        others = [
-            other
-            for other in self.operations.by_key.values()
-            if other.kind == operation.kind and other.state == OperationState.draining
-        ]
-        if operation.kind == Kind.pause and operation.took_token:
-            self.lifecycle.resume(operation.asked.owner)
-            self.operations.token_released(operation.asked.owner, "deadline")
-        elif operation.kind == Kind.sleep and not others:
-            self.lifecycle.withdraw_sleep()
-            if operation.took_token and self.world.token(TokenOwner.sleep).state != TokenState.free:
-                self.lifecycle.wake_up("both")  # level 0: a pause under the name `sleep`
-        elif operation.kind == Kind.reset_prefix_cache and not others:
-            self.lifecycle.withdraw_clear()
+        if operation.kind == Kind.pause:
+            self._withdraw_pause(operation)
+        elif operation.kind == Kind.sleep:
+            self._withdraw_sleep(operation)
         elif operation.kind in UPDATES:
             self.lifecycle.withdraw_update()
             self.update.over(None)
+        if operation.clears and not any(other.clears for other in self._draining()):
+            self.lifecycle.withdraw_clear()
+
+    def _draining(self) -> list[Operation]:
+        return [other for other in self.operations.by_key.values() if other.state == OperationState.draining]
+
+    def _withdraw_pause(self, operation: Operation) -> None:
+        """The token is the next one's that waits for the same pause, if there is one."""
+        owner = operation.asked.owner
+        heir = next((other for other in self._draining() if other.kind == Kind.pause and other.asked.owner == owner), None)
+        if heir is not None:
+            heir.took_token |= operation.took_token
+        elif operation.took_token:
+            self.lifecycle.resume(owner)
+            self.operations.token_released(owner, "deadline")
+
+    def _withdraw_sleep(self, operation: Operation) -> None:
+        """Token and choices go in one move (R6). What others asked of a sleep is asked again in the same instant."""
+        others = [other for other in self._draining() if other.kind == Kind.sleep]
+        mode = self.strongest_mode() or Mode.abort
+        if self.world.engine.goal == Goal.sleep:
+            self.lifecycle.withdraw_sleep()
+            if not operation.took_token and not others:
+                self.lifecycle.sleep(
+                    mode, Policy.none, Policy.none
+                )  # an earlier sleep, of level 0, has been granted and holds on
+        elif operation.took_token:
+            self.lifecycle.wake_up("both")  # level 0: a pause under the name `sleep`
+        for other in others:
+            other.took_token |= operation.took_token
+            self.lifecycle.sleep(other.asked.mode or mode, other.asked.weights, other.asked.kv_cache)

@@ -168,6 +168,11 @@ class WeightUpdate:
         self.weights.version = following if self._version is None else self._version
         self.over(None)
 
+    def superseded(self, by: str) -> None:
+        """Another call has ended the update."""
+        kind = OperationKind.load_weights if self._loading is None else self._loading.kind
+        self.over(errors.TransitionConflict(str(self.weights.state), kind, superseded_by=by))
+
     def over(self, error: Exception | None) -> None:
         """The update is not open any more. `error`: what those whose tensors were on their way are told."""
         operation, self._loading, self._begun, self._partial = self._loading, None, None, None
