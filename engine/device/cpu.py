@@ -243,6 +243,8 @@ class CpuDevice:
             raise RuntimeError("the device did not load")
         if away := [tag for tag in tags if not self._residences[tag].mapped]:
             raise RuntimeError(f"the memory of {' and '.join(away)} is away")
+        if tags == (Tag.weights,):
+            self._runner.model.weights.unpack()  # no step: they are moved, written or read
         return self._runner
 
     def _unmap(self, tag: Tag, policy: Policy, blocks: np.typing.NDArray[np.int64]) -> Moved:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quiesce.engine.checkpoint import ModelInfo, Rope
 from quiesce.engine.device.batch import Batch
+from quiesce.engine.device.packing import PackedWeights
 from quiesce.engine.device.weights import LayerWeights, Weights
 from quiesce.kernels.linear import linear
 from quiesce.kernels.paged_attention import Scratch, planned_attention, write_kv
@@ -39,7 +40,7 @@ class Model:
     __slots__ = ("_cos", "_scratch", "_sin", "info", "row_exact", "weights")
 
     def __init__(self, info: ModelInfo, weights: Weights, num_positions: int, row_exact: bool) -> None:
-        self.info, self.weights, self.row_exact = info, weights, row_exact
+        self.info, self.weights, self.row_exact = info, PackedWeights(weights), row_exact
         self._cos, self._sin = rope_table(
             num_positions, rope_frequencies(info.rope, info.head_dim), weights.embed.dtype, info.rope.attention_factor
         )
@@ -56,6 +57,7 @@ class Model:
         Returns:
             [T, hidden], normed, ready for `logits`.
         """
+        self.weights.pack()
         eps = self.info.rms_norm_eps
         cos = self._cos.index_select(0, batch.positions).unsqueeze(1)  # [T, 1, dim]
         sin = self._sin.index_select(0, batch.positions).unsqueeze(1)

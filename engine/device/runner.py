@@ -57,17 +57,17 @@ class Runner:
         InvalidRequest: the checkpoint cannot be served.
     """
 
-    __slots__ = ("_config", "_next_token", "_sampler", "caches", "kv", "kv_arena", "model", "num_blocks", "shape", "weights")
+    __slots__ = ("_config", "_next_token", "_sampler", "_weights", "caches", "kv", "kv_arena", "model", "num_blocks", "shape")
 
     def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, progress: bool = True) -> None:
         dtype = getattr(torch, compute_dtype(config))
         self._config, self.num_blocks = config, num_blocks
         self.shape = Shape.of(num_blocks, config.block_size, info.num_heads, info.num_kv_heads, info.head_dim * dtype.itemsize)
-        self.weights = Weights(info, dtype)
+        self._weights = Weights(info, dtype)
         try:
-            LOADERS[config.load_format](self.weights, config.seed, progress)
+            LOADERS[config.load_format](self._weights, config.seed, progress)
         except BaseException:
-            self.weights.close()
+            self._weights.close()
             raise
         # One block more than the pool: the zero block, which pads block tables.
         kv_shape = (info.num_layers, 2, num_blocks + 1, info.num_kv_heads, config.block_size, info.head_dim)
@@ -75,9 +75,15 @@ class Runner:
         self.kv = self.kv_arena.view(0, kv_shape, dtype)
         self.caches: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.kv]
         longest = info.max_position_embeddings if config.max_model_len is None else config.max_model_len
-        self.model = Model(info, self.weights, longest, config.batch_invariant)
+        self.model = Model(info, self._weights, longest, config.batch_invariant)
         self._sampler = Sampler(info.vocab_size)
         self._next_token = torch.full((config.max_num_seqs,), -1, dtype=torch.int64)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights as checkpoints have them, good until the next step. See `packing`."""
+        self.model.weights.unpack()
+        return self._weights
 
     def run(self, step: StepInput) -> Landed:
         """Computes one step."""
@@ -168,5 +174,6 @@ class Runner:
         """Gives both arenas back. Idempotent."""
         self.caches.clear()
         self.kv = torch.empty(0)
-        self.weights.close()
+        self.model.weights.close()
+        self._weights.close()
         self.kv_arena.close()
