@@ -234,6 +234,7 @@ class Core:
                 case Abort():
                     self._abort(event)
                 case Control():
+                    self._account_for_landed()  # before anything is forgotten: afterwards these blocks may hold something else
                     self.operations.call(event)
                 case Detach():
                     self.operations.detach(event.call)
