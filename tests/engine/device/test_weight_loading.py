@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from quiesce.engine.device import weight_update
 from quiesce.engine.errors import InvalidRequest
 from quiesce.engine.messages import Adjustment, Fetched, TokenLogprobs
-from quiesce.engine.tensor_files import expected_tensors
 from quiesce.engine.weight_source import check_complete, check_pairs, open_source
+from tests.engine.device.weight_tools import Tensors, make_tensors, write_shards
 
 if TYPE_CHECKING:
     from tests.engine.device.conftest import Bench, Harness
@@ -26,29 +26,12 @@ if TYPE_CHECKING:
 PROMPT = [5, 9, 2, 44, 17, 8, 30]
 NORM, EMBED, UP = "model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"
 ALL_PARTS = {"attention_bias": True, "output_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
-Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture
 def tensors(harness: type[Harness]) -> Tensors:
     """Every tensor of the small model, as seeded noise in float32."""
     return make_tensors(harness.info())
-
-
-def make_tensors(info: Any, seed: int = 1) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in expected_tensors(info).items()}
-
-
-def write_shards(tensors: Tensors, folder: Path) -> Path:
-    folder.mkdir()
-    names = sorted(tensors)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, held in shards.items():
-        save_file({name: tensors[name] for name in held}, folder / file)
-    index = {name: file for file, held in shards.items() for name in held}
-    (folder / "model.safetensors.index.json").write_text(str({"weight_map": index}).replace("'", '"'))
-    return folder
 
 
 @pytest.fixture
