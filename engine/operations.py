@@ -22,6 +22,7 @@ from quiesce.spec.language import Error
 from quiesce.spec.vocabulary import (
     EngineState,
     Goal,
+    MemoryEvent,
     MemoryState,
     OperationState,
     Policy,
@@ -173,7 +174,7 @@ class Operations:
             if not self._begin[operation.kind](operation):
                 return False
         except RefusedTransition as refusal:
-            if refusal.error is Error.TransitionConflict and self._may_wait(operation):
+            if refusal.error is Error.TransitionConflict and self._may_wait(operation, refusal):
                 return False
             operation.error = error_for(refusal, str(self.world.engine.state), operation.kind)
         except errors.EngineError as error:
@@ -184,8 +185,10 @@ class Operations:
             self.lifecycle.take(operation)
         return True
 
-    def _may_wait(self, operation: Operation) -> bool:
+    def _may_wait(self, operation: Operation, refusal: RefusedTransition) -> bool:
         """Whether something that is sure to end is in the way."""
+        if refusal.event == MemoryEvent.select and refusal.state != MemoryState.restoring:
+            return False  # another policy than that under which the tag is chosen or away: waiting does not change it
         if operation.kind not in QUEUED or self.world.engine.goal in (Goal.update, Goal.stop):
             return False
         if self.world.weights.state in (WeightsState.updating, WeightsState.committing):
