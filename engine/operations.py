@@ -30,7 +30,6 @@ from quiesce.spec.vocabulary import (
     Tag,
     TokenOwner,
     TokenState,
-    WeightsState,
 )
 from quiesce.spec.vocabulary import OperationKind as Kind
 from quiesce.statemachine.gate import RefusedTransition
@@ -189,9 +188,7 @@ class Operations:
         """Whether something that is sure to end is in the way."""
         if refusal.event == MemoryEvent.select and refusal.state != MemoryState.restoring:
             return False  # another policy than that under which the tag is chosen or away: waiting does not change it
-        if operation.kind not in QUEUED or self.world.engine.goal in (Goal.update, Goal.stop):
-            return False
-        if self.world.weights.state in (WeightsState.updating, WeightsState.committing):
+        if operation.kind not in QUEUED or self.world.engine.goal == Goal.stop or self.update.is_its_clients:
             return False
         if self.world.token(TokenOwner.clear).state != TokenState.free:
             return True

@@ -58,6 +58,11 @@ class WeightUpdate:
         self._begun, self._partial, self._written, self._version = operation, None, set(), asked.version
         self.lease_s = None if asked.ttl_s is None else self.core.clock() + asked.ttl_s
 
+    @property
+    def is_its_clients(self) -> bool:
+        """Whether only a client's call can end it; one whose tensors came with the call ends by itself."""
+        return self._begun is not None and self._begun.kind == OperationKind.begin_weight_update
+
     def advance(self) -> None:
         """Notices that the update has opened; one whose tensors are there begins to load them."""
         if self._begun is None or self.weights.state != WeightsState.updating:
