@@ -49,7 +49,7 @@ STATUS: Mapping[str, str] = {
     "engine": "ENGINE", "admission": "ADMISSION", "operation": "OPERATION", "owners": "OWNER+", "memory": "TAG MEMORY",
     "weights": "VERSION WEIGHTS", "blocks": "BLOCKS NUMBER", "finished": "REASON NUMBER", "held": "BARRIER", "given_back": "TAG",
     "log": "TEXT", "no_log": "TEXT", "rss_fell": "NUMBER",
-    **dict.fromkeys(("accepted", "rejected", "epoch", "streams", "steps_in_flight", "live", *RequestState), "NUMBER"),
+    **dict.fromkeys(("accepted", "rejected", "epoch", "streams", "steps_in_flight", "live", "preemptions", *RequestState), "NUMBER"),
 }  # fmt: skip
 """Field -> what follows it, where the engine is meant."""
 OF_CLIENTS: Mapping[str, str] = {

@@ -176,6 +176,8 @@ class Sight:
                 return self.barriers[words[0]].somebody_waits
             case "given_back":
                 return self.resident()[Tag(words[0])] == 0 or self.resident()
+            case "preemptions":
+                return counts(status.measured.num_preemptions, words)
             case "rss_fell":
                 return counts((self.noted_rss - rss()) >> 20, words)
             case "log":
