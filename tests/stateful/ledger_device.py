@@ -206,7 +206,7 @@ class LedgerDevice:
         if failure is not None:
             return Fetched(ticket, error=failure)
         try:
-            return Fetched(ticket, tuple((name, np.array(value)) for name, value in islice(source, CHUNK)))
+            return Fetched(ticket, tuple((name, np.asarray(value).copy()) for name, value in islice(source, CHUNK)))
         except Exception as error:  # noqa: BLE001 - the source's own
             return Fetched(ticket, error=error)
 
