@@ -112,10 +112,6 @@ class Operations:
         if earlier is not None:
             self._retry(earlier, asked)
             return
-        alive = self.world.engine.state not in (EngineState.failed, EngineState.stopping, EngineState.stopped)
-        if asked.kind == Kind.reset_prefix_cache and not asked.clear_cache and alive and self._holds_blocks():
-            self.core.answer(Reply(asked.call, False))
-            return
         self._num_operations += 1
         operation = Operation(self.world, self._num_operations, asked, self.core.clock())
         self.by_key[operation.key] = operation
@@ -135,11 +131,6 @@ class Operations:
             earlier.calls.append(asked.call)
         else:
             self.core.answer(Reply(asked.call, earlier.value, earlier.error))
-
-    def _holds_blocks(self) -> bool:
-        """Whether somebody has blocks, or the KV is not where it could be forgotten."""
-        blocks = self.core.pool.counts()
-        return bool(blocks.held or blocks.fenced) or self.world.memory[Tag.kv_cache].state != MemoryState.resident
 
     def detach(self, call: int) -> None:
         """The caller left."""
@@ -180,7 +171,7 @@ class Operations:
             operation.error = error
         if operation.error is not None:
             self.lifecycle.give_up(operation)
-        else:
+        elif operation.state == OperationState.queued:
             self.lifecycle.take(operation)
         return True
 

@@ -110,9 +110,18 @@ class Verbs:
         return True
 
     def begin_reset_prefix_cache(self, operation: Operation) -> bool:
-        operation.value = operation.changed = True
-        self.lifecycle.clear()
+        self._require_alive()
+        operation.value = operation.changed = operation.asked.clear_cache or not self._holds_blocks()
+        if operation.changed:
+            self.lifecycle.clear()
+        else:
+            self.lifecycle.give_up(operation)  # False, and nothing has happened
         return True
+
+    def _holds_blocks(self) -> bool:
+        """Whether somebody has blocks, or the KV is not where it could be forgotten."""
+        blocks = self.core.pool.counts()
+        return bool(blocks.held or blocks.fenced) or self.world.memory[Tag.kv_cache].state != MemoryState.resident
 
     def begin_begin_weight_update(self, operation: Operation) -> bool:
         operation.changed = True
