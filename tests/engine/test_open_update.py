@@ -15,9 +15,10 @@ from quiesce.engine import errors
 from quiesce.stateful.operators import begun, facts, some_clients, streaming, weights_of
 from quiesce.stateful.scenario import Client, World, prompt_of, run
 
+Facts = tuple[str, dict[str, str], dict[str, str], tuple[int | str, str]]
 HERE = {"weights": "resident", "kv_cache": "resident"}
-SERVING = ("running", {}, HERE, (0, "stable"))
-BROKEN = ("paused", {}, HERE, (0, "undefined"))
+SERVING: Facts = ("running", {}, HERE, (0, "stable"))
+BROKEN: Facts = ("paused", {}, HERE, (0, "undefined"))
 
 
 def chunks(world: World) -> Iterator[dict[str, Any]]:
@@ -87,7 +88,8 @@ def test_a_load_that_cannot_be_leaves_the_update_open(ledger_folder: Path) -> No
         engine = world.engine
         await engine.begin_weight_update()
         name, value = next(iter(weights_of(world).items()))
-        for source in ({name: np.zeros(3, np.float32)}, [(name, value), ("no.such", value)], iter([7]), {"no.such": value}):
+        wrong: list[Any] = [{name: np.zeros(3, np.float32)}, [(name, value), ("no.such", value)], iter([7]), {"no.such": value}]
+        for source in wrong:
             with pytest.raises(errors.InvalidRequest):
                 await engine.load_weights(source)
         world.device.fail_fetch = OSError("a wire was cut")
