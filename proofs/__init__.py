@@ -1,1 +1,4 @@
-"""Model checking and proofs of the declaration: the place for them; nothing is proved here yet."""
+"""Model checking of the declaration. Read in this order: `model` (rows to actions), `properties`, `search` (Python), `explorer` (C), `prove`.
+
+Not here yet: SPIN and the solvers as second judges, mutants of the tables, the report.
+"""

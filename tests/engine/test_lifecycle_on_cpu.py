@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from quiesce.engine import errors
@@ -19,6 +18,7 @@ from quiesce.engine.outputs import RequestOutput, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.tensor_files import expected_tensors
 from quiesce.engine.tiny import checkpoint_folder
+from tests.engine.device.sleep_tools import open_files, rss
 from tests.engine.test_on_cpu import QUESTIONS, config, live
 
 SAMPLED = SamplingParams(max_tokens=60, temperature=0.9, seed=5, ignore_eos=True)
@@ -142,7 +142,6 @@ def test_a_sleep_gives_back_all_but_a_twentieth_of_the_arenas_by_the_process_s_o
     """The pool is filled first: what was never written was never taken."""
 
     async def body(engine: AsyncEngine) -> None:
-        process = psutil.Process()
         prompts = [[5 + number] * 127 for number in range(170)]
 
         async def fill(number: int) -> None:
@@ -156,9 +155,9 @@ def test_a_sleep_gives_back_all_but_a_twentieth_of_the_arenas_by_the_process_s_o
         block = 4 * 2 * info.num_layers * info.num_kv_heads * info.head_dim * engine.config.block_size
         arenas = weights + block * engine.status().blocks.total
         gc.collect()
-        before = process.memory_info().rss
+        before = rss()
         slept = await engine.sleep(level=2)
-        given_back = before - process.memory_info().rss
+        given_back = before - rss()
         assert given_back >= 0.95 * arenas, (given_back, arenas)
         assert slept.freed_bytes >= 0.95 * arenas
         await engine.wake_up()
@@ -169,7 +168,6 @@ def test_a_sleep_gives_back_all_but_a_twentieth_of_the_arenas_by_the_process_s_o
 
 def test_two_hundred_sleeps_leave_no_memory_descriptor_task_or_thread_behind() -> None:
     async def body(engine: AsyncEngine) -> None:
-        process = psutil.Process()
 
         async def cycle(number: int) -> None:
             await engine.sleep(level=1 + number % 2, mode="keep")
@@ -178,17 +176,17 @@ def test_two_hundred_sleeps_leave_no_memory_descriptor_task_or_thread_behind() -
                 await engine.update_weights(checkpoint_folder("small"))
 
         def counts() -> tuple[int, int, int]:
-            return process.num_fds(), threading.active_count(), len(asyncio.all_tasks())
+            return len(open_files()), threading.active_count(), len(asyncio.all_tasks())
 
         for number in range(10):
             await cycle(number)
         gc.collect()
-        before, rss = counts(), process.memory_info().rss
+        before, memory = counts(), rss()
         for number in range(200):
             await cycle(number)
         gc.collect()
         assert counts() == before
-        assert process.memory_info().rss - rss < 4_000_000
+        assert rss() - memory < 4_000_000
         assert engine.status().engine == "running"
 
     live(config(), body)

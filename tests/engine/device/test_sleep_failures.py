@@ -14,6 +14,7 @@ import torch
 
 from quiesce.engine.device.memory import Arena, Residence
 from quiesce.engine.messages import Moved
+from quiesce.spec.vocabulary import Tag
 from tests.engine.device.sleep_tools import largest_file, locked, nameless_files, open_files
 
 if TYPE_CHECKING:

@@ -1,0 +1,468 @@
+"""The declaration as a finite model: variables with few values, and actions that read and write them. Everything else is made from it.
+
+A *world* says which machines are in it and how many instances each has. Every row becomes actions, one for each instance and each
+value of the event's data; quantifiers are written out, joint moves are folded in. A guard is a small tree (`Expr`), an action a guard
+and assignments that all read the state before. Python, C, Promela and the solvers are printed from these trees and from nothing else.
+
+What is left out, and why it is sound: the order and age of requests (`oldest` is never true of who is preempted, so that anybody may
+be), numbers of blocks (one block to a request, `capacity` in all), tokens, versions and times. An ended request is an absent one, a
+retired or dropped step an empty slot.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from quiesce.spec import CATALOG
+from quiesce.spec.check import decided
+from quiesce.spec.guards import (
+    And,
+    Guard,
+    Is,
+    Joint,
+    Name,
+    Not,
+    Or,
+    Positive,
+    Quantified,
+    Truth,
+    parse_guard,
+    parse_joint,
+    parse_update,
+)
+from quiesce.spec.language import Event, Machine, Owner, Refused, Row, SpecError
+from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
+
+# ---- expressions ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """The variable has one of these values (places in its list)."""
+
+    variable: int
+    values: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Fewer than `capacity` requests hold a block: these variables are their states, `holding` the places of the states that hold."""
+
+    states: tuple[int, ...]
+    holding: frozenset[int]
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neg:
+    part: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    parts: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Any:
+    parts: tuple[Expr, ...]
+
+
+Expr = Const | In | Free | Neg | All | Any
+TRUE, FALSE = Const(True), Const(False)
+
+
+def neg(part: Expr) -> Expr:
+    match part:
+        case Const(value):
+            return Const(not value)
+        case Neg(inner):
+            return inner
+    return Neg(part)
+
+
+def conj(parts: Sequence[Expr]) -> Expr:
+    kept = [part for part in parts if part != TRUE]
+    if FALSE in kept:
+        return FALSE
+    return TRUE if not kept else kept[0] if len(kept) == 1 else All(tuple(kept))
+
+
+def disj(parts: Sequence[Expr]) -> Expr:
+    kept = [part for part in parts if part != FALSE]
+    if TRUE in kept:
+        return TRUE
+    return FALSE if not kept else kept[0] if len(kept) == 1 else Any(tuple(kept))
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    name: str
+    """`engine.state`, `memory[kv_cache].policy`, `request[1].begun`."""
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """`variable := value` where `when` holds in the state before; `source` instead of a value copies another variable."""
+
+    when: Expr
+    variable: int
+    value: int = 0
+    source: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One way in which an event can happen."""
+
+    name: str
+    """`request[0].abort`, `engine.sleep(mode=keep, weights=none, kv_cache=discard)`."""
+    event: Event
+    machine: str
+    instance: str
+    row: int
+    """The row's place in its table; several for the same event are told apart by it."""
+    guard: Expr
+    assigns: tuple[Assign, ...]
+    effects: tuple[str, ...] = ()
+    """With the instance that minted them: `request[0].free_blocks(drop)`."""
+
+    @property
+    def fair_name(self) -> str:
+        """Fairness belongs to the event of one instance."""
+        return f"{self.machine}[{self.instance}].{self.event.name}"
+
+
+@dataclass(slots=True)
+class Model:
+    """Variables, actions and the initial state of one world."""
+
+    name: str
+    variables: list[Variable]
+    initial: tuple[int, ...]
+    actions: list[Action] = field(default_factory=list)
+    place: dict[str, int] = field(default_factory=dict)
+
+    def show(self, state: Sequence[int]) -> dict[str, str]:
+        """What differs from the initial state."""
+        return {
+            variable.name: variable.values[value]
+            for variable, value, began in zip(self.variables, state, self.initial, strict=True)
+            if value != began
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Which machines, and how many instances of each."""
+
+    name: str
+    instances: Mapping[str, tuple[str, ...]]
+    capacity: int = 0
+
+    @staticmethod
+    def engine(num_requests: int, capacity: int | None = None, callers: Sequence[str] = ("caller",)) -> World:
+        """World A: the engine, its tokens, tags, weights, two step slots and some requests."""
+        owners = (*callers, *(owner.value for owner in TokenOwner if owner is not TokenOwner.caller))
+        instances = {
+            "engine": ("",), "pause_token": owners, "memory": tuple(tag.value for tag in Tag), "weights": ("",), "step": ("0", "1"),
+            "request": tuple(str(number) for number in range(num_requests)),
+        }  # fmt: skip
+        return World("engine", instances, num_requests if capacity is None else capacity)
+
+
+CARRIED = {
+    "mode": tuple(Mode),
+    "policy": tuple(Policy),
+    "weights": tuple(Policy),
+    "kv_cache": tuple(Policy),
+    "tags": (*Tag, "both"),
+}
+"""Values of the data that events carry; owners and requests depend on the world."""
+NARROWED = {("shutdown", "mode"): (Mode.wait, Mode.abort)}
+"""Events whose callers send fewer values than there are."""
+SAME = {("request", "ended"): "absent", ("step", "retired"): "empty", ("step", "dropped"): "empty"}
+"""States that are told apart in the engine's trace and are one in the model."""
+DERIVED = {"place", "oldest", "tag"}
+"""Variables whose value follows from which instance it is."""
+
+
+class Builder:
+    """Turns the tables into a model of one world."""
+
+    def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
+        self.world = world
+        self.machines = {name: (machines or CATALOG.machines)[name] for name in world.instances}
+        self.variables: list[Variable] = []
+        self.place: dict[str, int] = {}
+        initial = []
+        for name, machine in self.machines.items():
+            states = tuple(state for state in machine.states if (name, str(state)) not in SAME)
+            for instance in world.instances[name]:
+                for variable, values in {"state": tuple(map(str, states)), **machine.variables}.items():
+                    if variable not in DERIVED:
+                        full = _full_name(name, instance, variable)
+                        self.place[full] = len(self.variables)
+                        self.variables.append(Variable(full, tuple(map(str, values))))
+                        first = str(machine.initial) if variable == "state" else str(values[0])
+                        initial.append(self.variables[-1].values.index(first))
+        self.model = Model(world.name, self.variables, tuple(initial), place=self.place)
+        self._joint_only = {
+            (joint.machine, joint.event)
+            for machine in self.machines.values() for row in machine.rows for joint in map(parse_joint, row.also)
+        }  # fmt: skip
+
+    def build(self) -> Model:
+        for name, machine in self.machines.items():
+            for event in machine.events:
+                if (name, str(event.name)) in self._joint_only:
+                    continue
+                for instance in self.world.instances[name]:
+                    for data in self._data(event):
+                        self.model.actions += self._actions(name, instance, event, data)
+        return self.model
+
+    # ---- rows to actions ----------------------------------------------------------------------------------------------------
+
+    def _data(self, event: Event) -> Iterator[dict[str, str]]:
+        choices = []
+        for name in event.takes:
+            if name == "owner":
+                reserved = {owner.value for owner in TokenOwner if owner is not TokenOwner.caller}
+                choices.append([owner for owner in self.world.instances["pause_token"] if owner not in reserved])
+            elif name == "requests":
+                choices.append(list(self.world.instances["request"]))
+            else:
+                choices.append([str(value) for value in NARROWED.get((str(event.name), name), CARRIED[name])])
+        for values in itertools.product(*choices):
+            yield dict(zip(event.takes, values, strict=True))
+
+    def _actions(self, name: str, instance: str, event: Event, data: Mapping[str, str]) -> Iterator[Action]:
+        carried = ", ".join(f"{key}={value}" for key, value in data.items())
+        title = f"{_full_name(name, instance, event.name)}({carried})" if carried else _full_name(name, instance, event.name)
+        for row, here in self._rows(name, instance, str(event.name), data):
+            move = self._folded(name, instance, row, data, here)
+            if move is None or move[0] == FALSE:
+                continue
+            guard, assigns, effects = move
+            number = self.machines[name].rows.index(row)
+            yield Action(title, event, name, instance, number, guard, tuple(assigns), tuple(effects))
+
+    def _rows(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> Iterator[tuple[Row, Expr]]:
+        """Each row of an event, and when it is the one taken: in its states, its guard holds and that of no earlier row does."""
+        machine = self.machines[name]
+        rows = [row for row in machine.rows if row.event == event]
+        for row in rows:
+            taken = []
+            for state in row.source:
+                if (name, str(state)) in SAME:
+                    continue
+                earlier = [
+                    neg(self.guard(name, instance, other.when, data))
+                    for other in rows[: rows.index(row)]
+                    if state in other.source
+                ]
+                taken.append(conj([self._is(name, instance, "state", (str(state),)), *earlier]))
+            yield row, conj([disj(taken), self.guard(name, instance, row.when, data)])
+
+    def _folded(
+        self, name: str, instance: str, row: Row, data: Mapping[str, str], guard: Expr
+    ) -> tuple[Expr, list[Assign], list[str]] | None:
+        """A row with all that moves with it: guard, assignments, effects."""
+        guards, assigns = [guard], self._assigns(name, instance, row, data)
+        effects = [f"{_full_name(name, instance, text)}" for text in row.effects]
+        for text in row.also:
+            joint = parse_joint(text)
+            carried = {
+                key: data[word.removeprefix("event.")] if word.startswith("event.") else word for key, word in joint.data
+            }
+            for other in self._instances(joint, data):
+                allowed, followed, minted = self._followers(joint.machine, other, joint.event, carried)
+                guards.append(allowed)
+                assigns += followed
+                effects += minted
+        return conj(guards), assigns, effects
+
+    def _followers(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> tuple[Expr, list[Assign], list[str]]:
+        """What a joint event does to one instance: when it is not refused, and what it writes under which condition."""
+        assigns: list[Assign] = []
+        effects: list[str] = []
+        moved = []
+        for row, here in self._rows(name, instance, event, data):
+            folded = self._folded(name, instance, row, data, here)
+            if folded is None:
+                continue
+            allowed, written, minted = folded
+            moved.append((here, allowed))
+            assigns += [Assign(conj([here, one.when]), one.variable, one.value, one.source) for one in written]
+            effects += minted
+        ignored = self._is_ignored(name, instance, event, data, [here for here, _ in moved])
+        return disj([*(allowed for _, allowed in moved), ignored]), assigns, effects
+
+    def _is_ignored(self, name: str, instance: str, event: str, data: Mapping[str, str], moves: Sequence[Expr]) -> Expr:
+        """When no row is taken and the cell is not refused."""
+        found = []
+        for state, entries in decided(self.machines[name], event).items():
+            if (name, state) in SAME:
+                continue
+            here = self._is(name, instance, "state", (state,))
+            refusals = [self.guard(name, instance, entry.when, data) for entry in entries if isinstance(entry, Refused)]
+            found.append(conj([here, neg(disj(refusals))]))
+        return conj([disj(found), neg(disj(list(moves)))])
+
+    def _instances(self, joint: Joint, data: Mapping[str, str]) -> tuple[str, ...]:
+        if joint.instance == "*":
+            return self.world.instances[joint.machine]
+        if joint.instance.startswith("event."):
+            return (data[joint.instance.removeprefix("event.")],)
+        return (joint.instance,)
+
+    # ---- updates ------------------------------------------------------------------------------------------------------------
+
+    def _assigns(self, name: str, instance: str, row: Row, data: Mapping[str, str]) -> list[Assign]:
+        found = []
+        if row.target is not None and not row.shifts:
+            found.append(self._set(name, instance, "state", SAME.get((name, str(row.target)), str(row.target))))
+        for text in row.sets:
+            update = parse_update(text)
+            variable = update.variable
+            if variable.name == "member":
+                found += self._member_updates(instance, update.variable, update.value, data)
+            elif variable.instance == "*":
+                for request in self.world.instances["request"]:
+                    holds = self._tree("request", request, update.value, data, each=request)
+                    place = self.place[_full_name("request", request, variable.name)]
+                    found += [Assign(holds, place, 1), Assign(neg(holds), place, 0)]
+            else:
+                if not isinstance(update.value, str):
+                    raise SpecError(f"{text!r}: only an update over all requests computes a value")
+                value = data[update.value.removeprefix("event.")] if update.value.startswith("event.") else update.value
+                owner = (variable.machine, variable.instance) if variable.machine else (name, instance)
+                found.append(self._set(*owner, variable.name, value))
+        if row.shifts:
+            found += self._shift()
+        return found
+
+    def _member_updates(self, slot: str, variable: Name, value: object, data: Mapping[str, str]) -> list[Assign]:
+        whom = [data["requests"]] if variable.machine == "named" else self.world.instances["request"]
+        bit = "yes" if value == "yes" else "no"
+        return [self._set("request", request, f"member[{slot}]", bit) for request in whom]
+
+    def _shift(self) -> list[Assign]:
+        """The newer step takes the older one's place, with its members."""
+        pairs = [("step[0].state", "step[1].state")]
+        pairs += [
+            (f"request[{number}].member[0]", f"request[{number}].member[1]") for number in self.world.instances["request"]
+        ]
+        found = []
+        for older, newer in pairs:
+            found += [Assign(TRUE, self.place[older], source=self.place[newer]), Assign(TRUE, self.place[newer], 0)]
+        return found
+
+    def _set(self, name: str, instance: str, variable: str, value: str) -> Assign:
+        place = self.place[_full_name(name, instance, variable)]
+        return Assign(TRUE, place, self.variables[place].values.index(value))
+
+    # ---- guards -------------------------------------------------------------------------------------------------------------
+
+    def guard(self, name: str, instance: str, text: str, data: Mapping[str, str] | None = None) -> Expr:
+        """A guard in the words of the tables, about one instance, as an expression."""
+        return self._tree(name, instance, parse_guard(text), data or {})
+
+    def _tree(
+        self, name: str, instance: str, tree: object, data: Mapping[str, str], each: str = "", domain: str = "request"
+    ) -> Expr:
+        match tree:
+            case Truth(value):
+                return Const(value)
+            case Not(part):
+                return neg(self._tree(name, instance, part, data, each, domain))
+            case And(parts):
+                return conj([self._tree(name, instance, part, data, each, domain) for part in parts])
+            case Or(parts):
+                return disj([self._tree(name, instance, part, data, each, domain) for part in parts])
+            case Positive("free"):
+                return self._free()
+            case Quantified(universal, over, body):
+                return self._quantified(name, instance, universal, over, body, data)
+            case Is(variable, words):
+                return self._is_one_of(name, instance, variable, words, data, each, domain)
+            case Name() as fact_or_bit:
+                return self._fact_or_bit(name, instance, fact_or_bit, data, each, domain)
+        raise SpecError(f"{tree!r} has no place in the model")
+
+    def _free(self) -> Expr:
+        states = tuple(self.place[_full_name("request", number, "state")] for number in self.world.instances["request"])
+        values = self.variables[states[0]].values
+        holding = frozenset(values.index(state) for state in ("running", "retracting", "draining"))
+        return Free(states, holding, self.world.capacity)
+
+    def _quantified(self, name: str, instance: str, universal: bool, over: str, body: Guard, data: Mapping[str, str]) -> Expr:
+        domain = "request" if over in ("member", "named") else over
+        parts = []
+        for other in self.world.instances.get(domain, ()):
+            if over == "named" and other != data["requests"]:
+                continue
+            inner = self._tree(name, instance, body, data, other, domain)
+            if over == "member":
+                member = self._is("request", other, f"member[{instance}]", ("yes",))
+                inner = disj([neg(member), inner]) if universal else conj([member, inner])
+            parts.append(inner)
+        return conj(parts) if universal else disj(parts)
+
+    def _is_one_of(
+        self, name: str, instance: str, variable: Name, words: Sequence[str], data: Mapping[str, str], each: str, domain: str
+    ) -> Expr:
+        if variable.machine == "event":
+            return Const(data[variable.name] in words)
+        machine, other = (variable.machine, variable.instance) if variable.machine else (name, instance)
+        if variable.instance == "each":
+            machine, other = domain, each
+        if variable.name in DERIVED:
+            value = {"place": ("older", "newer")[other == "1"], "tag": other, "oldest": "no"}[variable.name]
+            return Const(value in words)
+        slot = instance if variable.slot == "this" else variable.slot
+        full = f"{variable.name}[{slot}]" if slot else variable.name
+        return self._is(machine, other, full, words)
+
+    def _fact_or_bit(self, name: str, instance: str, word: Name, data: Mapping[str, str], each: str, domain: str) -> Expr:
+        fact = CATALOG.facts.get(word.name)
+        if fact is None:
+            return self._is_one_of(name, instance, word, ("yes",), data, each, domain)
+        about = each if word.instance == "each" else instance
+        return self._tree(fact.of or "engine", about if fact.of else "", parse_guard(fact.when), data)
+
+    def _is(self, name: str, instance: str, variable: str, words: Sequence[str]) -> Expr:
+        place = self.place[_full_name(name, instance, variable)]
+        values = self.variables[place].values
+        wanted = frozenset(values.index(word) for word in words if word in values)
+        if "ended" in words and name == "request":
+            wanted |= {values.index("absent")}
+        if name == "step" and variable == "state" and {"retired", "dropped"} & set(words):
+            wanted |= {values.index("empty")}
+        return TRUE if len(wanted) == len(values) else In(place, wanted) if wanted else FALSE
+
+
+def _full_name(machine: str, instance: str, variable: str) -> str:
+    return f"{machine}[{instance}].{variable}" if instance else f"{machine}.{variable}"
+
+
+def build(world: World, machines: Mapping[str, Machine] | None = None) -> Model:
+    """The model of a world; `machines` in place of the project's own tables, for mutants."""
+    return Builder(world, machines).build()
+
+
+def is_patient(action: Action) -> bool:
+    """Whether it waits for boundary work (rule R1): what clients, operators, timers and the environment do."""
+    return action.event.owner in (Owner.client, Owner.operator, Owner.timer, Owner.environment)

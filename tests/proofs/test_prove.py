@@ -1,0 +1,126 @@
+"""The declaration, model-checked: what holds, in how many states, and that each rule is needed: without it a short story breaks a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from quiesce.proofs import explorer, properties, prove, search
+from quiesce.proofs.model import Builder, World
+from quiesce.spec import CATALOG
+from quiesce.spec.language import Fairness, Machine, Row
+
+STATES, EDGES = 468_745, 8_516_770
+ONE_PASS_STATES, ONE_PASS_EDGES = 179_722, 903_971
+Mutate = Callable[[Row], Row | None]
+
+
+def mutated(machine: str, change: Mutate) -> dict[str, Machine]:
+    """The project's tables with some rows of one machine changed, or dropped (None)."""
+    table = CATALOG.machines[machine]
+    rows = tuple(kept for row in table.rows if (kept := change(row)) is not None)
+    assert rows != table.rows, "the mutant differs"
+    return {**CATALOG.machines, machine: replace(table, rows=rows)}
+
+
+def without(text: str, event: str) -> Mutate:
+    """Drops a conjunct of the guards of one event."""
+
+    def change(row: Row) -> Row:
+        if row.event != event or text not in row.when:
+            return row
+        return replace(row, when=row.when.replace(f" and {text}", "").replace(f"{text} and ", "").replace(text, "true"))
+
+    return change
+
+
+def broken_by(machines: dict[str, Machine], num_requests: int = 1) -> dict[str, tuple[str, ...]]:
+    """The properties that do not hold under these tables, each with a shortest story."""
+    builder = Builder(World.engine(num_requests), machines)
+    model = builder.build()
+    return dict(explorer.explore(model, properties.always(builder), properties.on_moves(builder)).stories)
+
+
+def test_every_promise_about_states_and_moves_holds_in_every_state_of_the_world_of_one_request() -> None:
+    verdict, results = prove.safety(1)
+    assert [result.name for result in results if not result.holds] == []
+    assert (verdict.num_states, verdict.num_edges) == (STATES, EDGES)
+    assert len(results) >= 18
+
+
+@pytest.fixture(scope="module")
+def graph() -> search.Graph:
+    """The world of one request under the one-pass rule, explored in Python."""
+    return search.explore(Builder(World.engine(1)).build(), one_pass=True)
+
+
+def failing(graph: search.Graph) -> set[str]:
+    """Leads-to that do not hold in a graph."""
+    promises = properties.eventually(Builder(World.engine(1)))
+    return {name for name, begin, goal in promises if search.unfair_lasso(graph, goal, begin) is not None}
+
+
+def test_two_explorers_printed_from_the_same_trees_agree_in_states_and_edges(graph: search.Graph) -> None:
+    verdict, _ = prove.safety(1, one_pass=True)
+    assert (verdict.num_states, verdict.num_edges) == (len(graph.states), graph.num_edges) == (ONE_PASS_STATES, ONE_PASS_EDGES)
+
+
+def test_only_a_stopped_engine_has_no_way_on(graph: search.Graph) -> None:
+    stopped = search.compile_guard(Builder(World.engine(1)).guard("engine", "", "engine.state == stopped"))
+    dead = [state for state, out in zip(graph.states, graph.edges, strict=True) if not out]
+    assert dead
+    assert all(map(stopped, dead))
+
+
+def test_every_leads_to_holds_under_the_declared_fairness(graph: search.Graph) -> None:
+    assert failing(graph) == set()
+
+
+@pytest.mark.parametrize(
+    ("event", "breaks"),
+    [
+        ("land", "L2b_blocks_come_home[0]"),
+        ("reap", "L2b_blocks_come_home[0]"),
+        ("sweep", "L1c_answered_at_the_end[0]"),
+        ("stop", "L8_shutdown_ends"),
+        ("reopen", "L5_gate_reopens"),
+        ("eos", "L1_answered[0]"),
+    ],
+)
+def test_without_its_fairness_mark_a_promise_does_not_hold(graph: search.Graph, event: str, breaks: str) -> None:
+    actions = [
+        replace(action, event=replace(action.event, fairness=Fairness.none)) if action.event.name == event else action
+        for action in graph.model.actions
+    ]
+    unfair = replace(graph, model=replace(graph.model, actions=actions))
+    assert breaks in failing(unfair)
+
+
+RULES = [
+    ("R3: wait cannot rise over frozen requests", "engine", without("(event.mode != wait or not granted or not begun_left)", "pause"), None),
+    ("R5: a drain that came from paused goes back there", "engine",
+     lambda row: replace(row, when=row.when.replace(" and not granted", "")) if row.event == "undrain" else row, "S2_running_is_open"),
+    ("R6: withdrawing a sleep frees its choices", "engine",
+     lambda row: replace(row, also=row.also[:1]) if row.event == "withdraw_sleep" else row, "S2_running_is_open"),
+    ("R9: launch looks at the gate again", "step", without("gate_open", "launch"), "T4_steps_through_the_gate"),
+    ("R12: admission only in running", "request", without("engine.state == running", "admit"), "T6_admitted_only_while_running"),
+    ("R15: blocks wait for the fence", "request", without("not in_flight", "reap"), "S7_no_free_under_a_writer[0]"),
+    ("R16: retracting waits for the fence", "request", without("not in_flight", "retracted"), "S7_no_free_under_a_writer[0]"),
+    ("R18: a copy is a fence", "request", without("not kv_copy", "reap"), "S7_no_free_under_a_writer[0]"),
+    ("R25: failure empties the slots", "engine",
+     lambda row: replace(row, also=tuple(text for text in row.also if "step" not in text)) if row.event == "fail" else row,
+     "failed_answers_everybody"),
+    ("R34: stopped waits for everybody", "engine", without("everybody_ended", "stop"), "stopped_is_empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "machine", "change", "breaks"), RULES, ids=[rule for rule, *_ in RULES])
+def test_without_the_rule_a_short_story_breaks_a_promise(rule: str, machine: str, change: Mutate, breaks: str | None) -> None:
+    stories = broken_by(mutated(machine, change))
+    if breaks is None:  # no state of one request shows it: the gate looks at `granted` again
+        assert stories == {}
+        return
+    assert breaks in stories
+    assert len(stories[breaks]) <= 12, stories[breaks]
