@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quiesce.proofs.model import Action, All, Any, Assign, Const, Expr, Free, In, Model, Neg, is_patient
+from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
+from quiesce.proofs.model import Action, Assign, Model, is_patient
 
 
 class ToolMissing(RuntimeError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from quiesce.proofs.explorer import MoveProperty
-from quiesce.proofs.model import Action, Builder, Expr
+from quiesce.proofs.expr import Expr
+from quiesce.proofs.model import Action, Builder
 from quiesce.spec import PROPERTIES
 from quiesce.spec.language import Judge, Modality, Property
 

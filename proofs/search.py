@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from quiesce.proofs.model import Action, All, Any, Assign, Const, Expr, Free, In, Model, Neg, is_patient
+from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
+from quiesce.proofs.model import Action, Assign, Model, is_patient
 
 State = tuple[int, ...]
 Guard = Callable[[State], bool]
