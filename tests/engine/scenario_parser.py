@@ -13,6 +13,7 @@
     wait until running 2, held steps             until all of it holds, at most a minute
     expect engine paused, blocks fenced 0        all of it holds now; `expect c1 finished length` waits for that end
     expect c1..c9 finished abort, tokens undisturbed, versions 0 1       the names hold for what follows of theirs
+    later 25                                     the engine's clock moves on by so many seconds
     note rss                                     what `rss_fell >= 8` (MB) counts from
 
 A value is a number, true, false, none or a word. Tags are written `tags=weights+kv_cache`, or `tags=weights:offload+kv_cache:discard`, none
@@ -178,6 +179,8 @@ class Parser:
             return Statement(
                 self._place, text, verb, (rest[0],), self._arguments(rest[1:], {"after"} if verb == "hold" else set())
             )
+        if verb == "later" and len(rest) == 1 and rest[0].isdigit():
+            return Statement(self._place, text, verb, (), {"seconds": int(rest[0])})
         if verb == "note" and rest == ["rss"]:
             return Statement(self._place, text, verb)
         if verb == "expect" or words[:2] == ["wait", "until"]:

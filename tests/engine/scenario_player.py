@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -42,6 +43,7 @@ class Player:
         self._contents: dict[object, str] = {}
         """Weight version -> what they are."""
         self._loaded = ""
+        self._later_s = 0
         self._sight = Sight(self._clients, self._barriers, self._contents)
         self._engine: AsyncEngine | None = None
 
@@ -97,6 +99,8 @@ class Player:
     async def _end(self) -> None:
         for barrier in self._barriers.values():
             barrier.release()
+        if self._sight.device is not None:
+            self._sight.device.mend("pages")
         if self._engine is not None:
             await self._engine.shutdown(timeout=0)
         readers = [client.reader for client in self._clients.values() if client.reader is not None]
@@ -227,6 +231,12 @@ class Player:
             except asyncio.CancelledError as error:  # of the minute that `_perform` gives
                 error.add_note(f"still missing: {missing}")
                 raise
+
+    async def _do_later(self, statement: Statement) -> None:
+        core = self.engine._core
+        self._later_s += statement.arguments["seconds"]
+        core.clock = lambda: time.monotonic() + self._later_s
+        core.inbox._wake()
 
     async def _do_note(self, statement: Statement) -> None:
         self._sight.noted_rss = rss()

@@ -38,7 +38,7 @@ def small_engine(**changes: Any) -> EngineConfig:
     """A small engine of which every request is bit-identical whatever happens around it."""
     settings: dict[str, Any] = {
         "model": str(checkpoint_folder("small")), "num_threads": 1, "dtype": "float32", "max_model_len": 256, "num_kv_blocks": 64,
-        "max_num_seqs": 8, "max_num_batched_tokens": 64, "poison_freed_blocks": True, "batch_invariant": True,
+        "max_num_seqs": 8, "max_num_batched_tokens": 64, "poison_freed_blocks": True, "batch_invariant": True, "step_timeout_s": 600,
     }  # fmt: skip
     return EngineConfig(**(settings | changes))
 

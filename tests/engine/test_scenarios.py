@@ -69,6 +69,7 @@ def test_each_scenario_says_what_it_stands_for_and_every_control_call_is_in_one(
         ("expect c1 happy", "unknown field"),
         ("expect owners user", "no owner with a mode"),
         ("wait until c1 tokens undisturbed", "expect them"),
+        ("later today", "unknown verb 'later'"),
         ("wait for c1", "unknown verb 'wait'"),
         ("hold breath", "`hold` takes one of loading"),
         ("break promises", "`break` takes one of copies"),
