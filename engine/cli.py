@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_demo(commands)
     _add_diagram(commands)
+    _add_prove(commands)
     return parser
 
 
@@ -111,6 +112,26 @@ def _demo(asked: argparse.Namespace) -> int:
     from quiesce.engine.demo import run
 
     return run(asked.model, asked.out, asked.num_threads, asked.plain)
+
+
+def _add_prove(commands: Commands) -> None:
+    text = "Model-check the declaration: every state that can be reached, every promise on states and moves, every leads-to."
+    command = commands.add_parser("prove", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument(
+        "--profile", default="quick", choices=("quick", "full"), help="quick: one request, seconds; full: two requests, minutes"
+    )
+    command.set_defaults(run=_prove)
+
+
+def _prove(asked: argparse.Namespace) -> int:
+    from quiesce.proofs.explorer import ToolMissing
+    from quiesce.proofs.prove import run
+
+    try:
+        return run(asked.profile)
+    except ToolMissing as missing:
+        print(f"quiesce prove: {missing}", file=sys.stderr)
+        return 2
 
 
 def _add_diagram(commands: Commands) -> None:

@@ -36,8 +36,6 @@ from quiesce.spec.guards import (
 from quiesce.spec.language import Event, Machine, Owner, Refused, Row, SpecError
 from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
 
-# ---- the model ------------------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class Variable:

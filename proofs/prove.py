@@ -1,12 +1,15 @@
-"""Checks every property of a world, and says what was found. `python -m quiesce.proofs.prove [N]`; the explorer in C does the work."""
+"""`quiesce prove`: checks every property of a world, and says what was found. The explorer in C does the work."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from typing import Final
 
 from quiesce.proofs import explorer, properties, search
 from quiesce.proofs.model import Builder, World
+
+PROFILES: Final = {"quick": 1, "full": 2}
+"""Requests in the engine world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +42,31 @@ def liveness(num_requests: int) -> tuple[search.Graph, list[Result]]:
     return graph, found
 
 
-def main(arguments: list[str]) -> int:
-    """Prints the verdicts. Exit status 1 if a property does not hold."""
-    num_requests = int(arguments[0]) if arguments else 1
-    wrong = 0
+def _told(results: list[Result]) -> int:
+    """Prints verdicts; how many properties do not hold."""
+    for result in results:
+        story = "" if result.holds else f": {', '.join(result.story)}"
+        print(f"  {'holds' if result.holds else 'BROKEN'}  {result.name}{story}")
+    return sum(not result.holds for result in results)
+
+
+def run(profile: str) -> int:
+    """Checks and prints. The exit status: 1 if a property does not hold.
+
+    Raises:
+        ToolMissing: there is no C compiler.
+    """
+    num_requests, wrong = PROFILES[profile], 0
     for one_pass in (False, True):
+        semantics = "one pass" if one_pass else "interleaved"
+        print(f"engine world, {num_requests} request(s), {semantics} ...", flush=True)
         verdict, results = safety(num_requests, one_pass)
         print(
-            f"engine world, N = {num_requests}, {'one pass' if one_pass else 'interleaved'}: {verdict.num_states:,} states, "
-            f"{verdict.num_edges:,} edges, depth {verdict.depth}, {verdict.seconds:.1f} s"
+            f"  {verdict.num_states:,} states, {verdict.num_edges:,} edges, depth {verdict.depth}, {verdict.num_dead} without a way on, "
+            f"{verdict.seconds:.1f} s"
         )
-        for result in results:
-            wrong += not result.holds
-            print(
-                f"  {'holds' if result.holds else 'BROKEN'}  {result.name}"
-                + ("" if result.holds else f": {', '.join(result.story)}")
-            )
+        wrong += _told(results)
+    print("engine world, 1 request(s), one pass, leads-to under the declared fairness ...", flush=True)
     graph, lively = liveness(1)
-    print(f"liveness, N = 1, one pass: {len(graph.states):,} states")
-    for result in lively:
-        wrong += not result.holds
-        print(
-            f"  {'holds' if result.holds else 'BROKEN'}  {result.name}"
-            + ("" if result.holds else f": {', '.join(result.story)}")
-        )
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(f"  {len(graph.states):,} states, {graph.num_edges:,} edges")
+    return 1 if wrong + _told(lively) else 0

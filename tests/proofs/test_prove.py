@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from quiesce.engine import cli
 from quiesce.proofs import explorer, properties, prove, search
 from quiesce.proofs.model import Builder, World
 from quiesce.spec import CATALOG
@@ -124,3 +125,11 @@ def test_without_the_rule_a_short_story_breaks_a_promise(rule: str, machine: str
         return
     assert breaks in stories
     assert len(stories[breaks]) <= 12, stories[breaks]
+
+
+def test_the_command_prints_a_verdict_for_every_property(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prove"]) == 0
+    said = capsys.readouterr().out
+    assert f"{STATES:,} states, {EDGES:,} edges" in said
+    assert "BROKEN" not in said
+    assert said.count("holds") == 2 * 22 + 7
