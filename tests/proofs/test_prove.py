@@ -132,4 +132,4 @@ def test_the_command_prints_a_verdict_for_every_property(capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert f"{STATES:,} states, {EDGES:,} edges" in said
     assert "BROKEN" not in said
-    assert said.count("holds") == 2 * 22 + 7
+    assert said.count("holds") == 2 * 23 + 7
