@@ -60,6 +60,8 @@ class Run:
     """Names of weight versions -> the number that steps carry."""
     fatal: bool = False
     """A failure was injected that the engine may not survive."""
+    faulty: bool = False
+    """One was injected that a request does not survive."""
 
     # ---- actors -----------------------------------------------------------------------------------------------------------
 
@@ -98,6 +100,12 @@ class Run:
             self.device.fail_write = OSError("no write")
         elif kind == "fetch":
             self.device.fail_fetch = OSError("no fetch")
+        elif kind == "step":
+            self.device.fail_at[len(self.device.steps) + 3] = OSError("no step")
+            self.fatal = True
+        elif kind == "row":
+            self.device.fault_at.add((len(self.device.steps) + 3, 0))
+            self.faulty = True
         else:
             self.device.fail_move.add((tag, to))
             self.fatal |= to in ("released", "zeroed")  # of what is discarded
@@ -137,6 +145,32 @@ class Run:
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         return expected_tensors(self.engine.model.info)
 
+    def watch_answers(self) -> None:
+        """Holds each answer against the device at the moment it is given."""
+        operations, world, device = self.engine._core.operations, self.engine._core.world, self.device
+        answer = operations.answer
+
+        def checked(key: int, detail: str) -> None:
+            operation, pool = operations.by_key[key], self.engine._core.pool
+            names = [tag for tag, named in (("weights", operation.names_weights), ("kv_cache", operation.names_kv)) if named]
+            if detail == "done" and world.engine.state != "stopped":
+                match operation.kind:
+                    case "pause" | "begin_weight_update":
+                        assert not device.launched
+                        assert not world.by_state["draining"]
+                    case "sleep":
+                        assert not device.launched
+                        assert all(device.places[tag] == "away" for tag in names), device.places
+                    case "wake_up":
+                        assert all(device.places[tag] == "here" for tag in names), device.places
+                    case "reset_prefix_cache":
+                        assert pool.counts().cached == 0
+                    case "update_weights" | "finish_weight_update":
+                        assert world.weights.state == "stable"
+            answer(key, detail)
+
+        operations.answer = checked  # type: ignore[method-assign]
+
     # ---- the end ----------------------------------------------------------------------------------------------------------
 
     async def turn_fair(self) -> None:
@@ -161,13 +195,13 @@ class Run:
             await self.loop.wait_idle()
 
     def check_clients(self) -> None:
-        engine_failed = self.engine.status().engine == "failed"
+        engine_failed = self.engine._core.failure is not None
         for client in self.clients:
             if client.refusal is not None:
                 assert not client.outputs, f"{client.name} was refused after it was accepted"
                 continue
             assert client.left or client.outputs[-1].finished, f"{client.name} has no terminal"
-            allowed = ("length", "abort", "error") if engine_failed else ("length", "abort")
+            allowed = ("length", "abort", "error") if engine_failed or self.faulty else ("length", "abort")
             for child in client.outputs[-1].outputs if not client.left else ():
                 assert child.finish_reason in allowed, (client.name, child, client.outputs[-1].error)
                 if child.finish_reason == "length":
@@ -238,6 +272,7 @@ def explore(folder: Path, seed: int, program: Program | None = None) -> str:
             run.numbers[core.world.weights.version] = core.version_number
 
         core.operations.update.new_version = noted  # type: ignore[method-assign]
+        run.watch_answers()
         actors = [asyncio.create_task(run.act(actions), name=f"actor {n}") for n, actions in enumerate(program)]
         is_client = [all(what == "generate" for _, what, _ in actions) for actions in program]
         operators = [actor for actor, client in zip(actors, is_client, strict=True) if not client]

@@ -14,6 +14,12 @@ Program = tuple[tuple[Action, ...], ...]
 """Actors, each a list of actions."""
 
 
+VERBS = [
+    "pause", "resume", "sleep", "wake_up", "update_weights", "begin_weight_update", "load_weights", "finish_weight_update",
+    "abort_weight_update", "weights_checksum", "reset_prefix_cache",
+]  # fmt: skip
+
+
 def drawn_program(seed: int) -> Program:
     """Actors for a seed."""
     rng = random.Random(seed)
@@ -21,7 +27,8 @@ def drawn_program(seed: int) -> Program:
         tuple((rng.choice((0, 1, 3, 8, 20)), "generate", _drawn_request(rng)) for _ in range(rng.randint(1, 3)))
         for _ in range(rng.randint(1, 4))
     ]
-    operators = [tuple(_drawn_call(rng) for _ in range(rng.randint(1, 7))) for _ in range(rng.randint(1, 3))]
+    favoured = rng.choice((VERBS, rng.sample(VERBS, 3), rng.sample(VERBS, 5)))  # a program of few words says them often
+    operators = [tuple(_drawn_call(rng, favoured) for _ in range(rng.randint(1, 8))) for _ in range(rng.randint(1, 4))]
     others: list[tuple[Action, ...]] = []
     if rng.random() < 0.5:
         others.append(tuple((rng.randint(0, 15), "abort", {"which": rng.randint(0, 9)}) for _ in range(rng.randint(1, 4))))
@@ -42,7 +49,7 @@ def _drawn_request(rng: random.Random) -> dict[str, Any]:
 
 
 def _drawn_fault(rng: random.Random) -> Action:
-    kind = rng.choice(("write", "fetch", "move", "move"))
+    kind = rng.choice(("write", "fetch", "move", "move", "move", "step", "row"))
     tag, to = rng.choice(
         [
             ("weights", "released"),
@@ -55,7 +62,7 @@ def _drawn_fault(rng: random.Random) -> Action:
     return (rng.randint(0, 12), "fault", {"kind": kind, "tag": tag, "to": to})
 
 
-def _drawn_call(rng: random.Random) -> Action:
+def _drawn_call(rng: random.Random, favoured: list[str]) -> Action:
     mode = rng.choice(("keep", "keep", "wait", "abort"))
     timeout = rng.choice((None, None, 0.0, 0.5, 3.0))
     owner = rng.choice(("user", "user", "ops"))
@@ -81,7 +88,7 @@ def _drawn_call(rng: random.Random) -> Action:
             ("reset_prefix_cache", {"reset_running_requests": rng.random() < 0.6}),
         ]
     )  # fmt: skip
-    verb, given = rng.choice(calls)
+    verb, given = rng.choice([call for call in calls if call[0] in favoured])
     if rng.random() < 0.01:
         verb, given = "shutdown", {"timeout": rng.choice((0.0, 0.5, 30.0))}
     if verb not in ("weights_checksum", "shutdown") and rng.random() < 0.15:
