@@ -220,8 +220,17 @@ class AsyncEngine(ControlCalls):
             raise InvalidRequest("request_ids", f"must name requests, not {shown(request_ids)}")
         names = list(dict.fromkeys(asked_for))
         asked = [(name, self._abort(name)) for name in names]
-        answers = [(name, bool(await answer) if answer is not None else False) for name, answer in asked]
+        answers = [(name, await self._was_live(answer)) for name, answer in asked]
         return AbortResult(tuple(name for name, live in answers if live), tuple(name for name, live in answers if not live))
+
+    async def _was_live(self, answer: asyncio.Future[object] | None) -> bool:
+        """What the core says; one that stopped before it could had answered the request by then."""
+        try:
+            return answer is not None and bool(await answer)
+        except errors.EngineDead:
+            if self._front.ended is not None:
+                raise
+            return False
 
     def _abort(self, name: str) -> asyncio.Future[object] | None:
         """Marks the stream, then asks the core whether there was something to end."""

@@ -104,6 +104,24 @@ def test_an_abort_call_cancelled_at_any_await_still_aborts(ledger_folder: Path) 
     assert for_every_await(scenario, "aborting") >= 1
 
 
+def test_an_abort_that_crosses_the_end_of_the_engine_finds_nobody(ledger_folder: Path) -> None:
+    async def body(world: World) -> None:
+        client = Client("r", prompt_of(0, 9), 40)
+        streaming = asyncio.create_task(world.ask(client, stop_after=None))
+        await world.loop.wait_idle()
+        world.loop.hold("deliver")
+        stopping = asyncio.create_task(world.engine.shutdown(timeout=0))
+        await world.loop.wait_settled()
+        aborting = asyncio.create_task(world.engine.abort("r"))
+        await world.loop.wait_settled()
+        world.loop.release("deliver")
+        assert (await aborting).not_found == ("r",)
+        await asyncio.gather(streaming, stopping)
+        assert client.finish_reason == "abort"
+
+    run(ledger_folder, body)
+
+
 def test_a_shutdown_cancelled_at_any_await_still_stops_the_engine(ledger_folder: Path) -> None:
     def scenario(loop: DeterministicLoop) -> None:
         async def main() -> None:
