@@ -181,10 +181,16 @@ class Operations:
             return False  # another policy than that under which the tag is chosen or away: waiting does not change it
         if operation.kind not in QUEUED or self.world.engine.goal == Goal.stop or self.update.is_its_clients:
             return False
-        if self.world.token(TokenOwner.clear).state != TokenState.free:
+        if self.world.token(TokenOwner.clear).state != TokenState.free or self._memory_moves():
             return True
         busy = (OperationState.draining, OperationState.acting)
         return any(other.state in busy for other in self.by_key.values() if other is not operation)
+
+    def _memory_moves(self) -> bool:
+        """Whether a copy is on its way, or zeroing: perhaps of an operation that is answered, because another tag of it failed."""
+        moving = (MemoryState.releasing, MemoryState.restoring)
+        memory = self.world.memory
+        return memory[Tag.kv_cache].state in (*moving, MemoryState.undefined) or memory[Tag.weights].state in moving
 
     def supersede(self, by: str, whom: Callable[[Operation], bool]) -> None:
         for other in list(self.by_key.values()):

@@ -59,6 +59,33 @@ def test_a_restore_that_fails_leaves_the_tag_away_and_may_be_tried_again(ledger_
     run(ledger_folder, body)
 
 
+def test_what_is_called_while_the_rest_of_a_failed_move_is_on_its_way_waits_for_it(ledger_folder: Path) -> None:
+    """Its operation is answered, so that nobody else would say that something is sure to end."""
+
+    async def body(world: World) -> None:
+        engine = world.engine
+        world.device.fail_move.add(("weights", "released"))
+        world.loop.hold("unmap kv_cache")
+        with pytest.raises(errors.Unavailable):
+            await engine.sleep()
+        waking = await begun(world, engine.wake_up())
+        assert not waking.done()
+        world.loop.release("unmap kv_cache")
+        assert (await waking).state == "running"
+        await engine.sleep()
+        world.device.fail_move.add(("weights", "restored"))
+        world.loop.hold("zero kv_cache")
+        with pytest.raises(errors.Unavailable):
+            await engine.wake_up()
+        sleeping = await begun(world, engine.sleep(tags={"kv_cache": "discard"}))
+        assert not sleeping.done()
+        world.loop.release("zero kv_cache")
+        assert (await sleeping).state == "sleeping"
+        await engine.wake_up()
+
+    run(ledger_folder, body)
+
+
 @pytest.mark.parametrize(("tag", "to"), [("weights", "released"), ("kv_cache", "released"), ("kv_cache", "zeroed")])
 def test_memory_of_which_nothing_is_known_any_more_fails_the_engine_and_everybody_is_answered(
     ledger_folder: Path, tag: str, to: str, caplog: pytest.LogCaptureFixture
