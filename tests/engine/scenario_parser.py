@@ -6,7 +6,7 @@
                                                  reads= (stops reading after that many outputs); ` -> ERROR "words"` if it is refused
     abort c1 c2 -> aborted c1, not_found c2      also `abort all`; a name that nobody has is allowed
     cancel c1 | disconnect c1 | drop c1          cancels the task that reads; closes, or forgets, a generator that nobody reads
-    hold steps after=3 | release steps           what the device's thread does next waits: loading, steps, moves (of memory), tensors (of pairs)
+    hold steps after=3 | release steps           the device's thread waits, after three more: loading, steps, moves (of memory), tensors (of pairs)
     break copies | mend copies                   copies and pages (of memory that leaves or comes), or steps, fail from now on
     pause mode=keep -> changed                   any control call, its arguments, and its result; `shutdown` ends the story
     start sleep level=1 as s                     the same in the background; `s pending`, `s -> changed`, or `cancel s`

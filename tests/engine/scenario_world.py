@@ -47,31 +47,29 @@ class Barrier:
     """Where the device's thread waits while it is held; the steps of a story, not the clock, say for how long."""
 
     def __init__(self) -> None:
-        self._open = threading.Event()
-        self._open.set()
+        self._changed = threading.Condition()
+        self.is_held = False
         self._to_pass = 0
         self.somebody_waits = False
 
-    @property
-    def is_held(self) -> bool:
-        return not self._open.is_set()
-
     def hold(self, after: int = 0) -> None:
-        self._to_pass = after
-        self._open.clear()
+        with self._changed:
+            self.is_held, self._to_pass = True, after
+            self.somebody_waits &= after == 0
+            self._changed.notify_all()
 
     def release(self) -> None:
-        self._open.set()
+        with self._changed:
+            self.is_held = False
+            self._changed.notify_all()
 
     def __call__(self) -> None:
-        if self._open.is_set():
-            return
-        if self._to_pass > 0:
-            self._to_pass -= 1
-            return
-        self.somebody_waits = True
-        released = self._open.wait(60)
-        self.somebody_waits = False
+        with self._changed:
+            self.somebody_waits = self.is_held and self._to_pass == 0
+            released = self._changed.wait_for(lambda: not self.is_held or self._to_pass > 0, 60)
+            self.somebody_waits = False
+            if self.is_held:
+                self._to_pass -= 1
         if not released:
             raise TimeoutError("a held device was never released")
 
