@@ -24,7 +24,7 @@ from quiesce.engine import errors
 from quiesce.engine.api import AsyncEngine
 from quiesce.engine.inbox import AwaitReady
 from quiesce.engine.noise import noise_key
-from quiesce.engine.outputs import RequestOutput, Transition
+from quiesce.engine.outputs import RequestOutput, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.tensor_files import expected_tensors
 from quiesce.stateful.control_programs import Action, Program, drawn_config, drawn_loop, drawn_program
@@ -92,8 +92,7 @@ class Run:
 
     async def do_abort(self, which: int) -> None:
         names = self.engine.request_ids()
-        with suppress(errors.EngineDead):
-            await self.engine.abort(names[which % len(names)] if names else "nobody")
+        await self.engine.abort(names[which % len(names)] if names else "nobody")
 
     async def do_fault(self, kind: str, tag: str, to: str) -> None:
         if kind == "write":
@@ -179,20 +178,23 @@ class Run:
         self.device.fail_write = self.device.fail_fetch = None
         with suppress(OSError, errors.EngineError):  # what it failed of
             await self.engine._front.ask(AwaitReady)
-        for _ in range(4):
+        for _ in range(20):  # an impatient schedule lets deadlines pass
             state = self.engine.status()
             if state.engine in ("stopped", "failed", "running"):
                 break
-            for owner in state.pause_owners:
-                if owner not in ("sleep", "update", "clear", "shutdown"):
-                    await self.engine.resume(owner)
-            with suppress(errors.TransitionConflict):
-                await self.engine.abort_weight_update()
-            with suppress(errors.EngineDead):
-                await self.engine.wake_up()
-                if self.engine.status().weights[1] != "stable":
-                    await self.engine.update_weights(made_weights("full", self.tensors))
+            with suppress(errors.TransitionConflict, errors.DeadlineExceeded, errors.EngineDead):
+                await self._let_go(state)
             await self.loop.wait_idle()
+
+    async def _let_go(self, state: Status) -> None:
+        for owner in state.pause_owners:
+            if owner not in ("sleep", "update", "clear", "shutdown"):
+                await self.engine.resume(owner)
+        with suppress(errors.TransitionConflict):
+            await self.engine.abort_weight_update()
+        await self.engine.wake_up()
+        if self.engine.status().weights[1] != "stable":
+            await self.engine.update_weights(made_weights("full", self.tensors))
 
     def check_clients(self) -> None:
         engine_failed = self.engine._core.failure is not None
