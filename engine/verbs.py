@@ -233,10 +233,6 @@ class Verbs:
         mode = self.strongest_mode() or Mode.abort
         if self.world.engine.goal == Goal.sleep:
             self.lifecycle.withdraw_sleep()
-            if not operation.took_token and not others:
-                self.lifecycle.sleep(
-                    mode, Policy.none, Policy.none
-                )  # an earlier sleep, of level 0, has been granted and holds on
         elif operation.took_token:
             self.lifecycle.wake_up("both")  # level 0: a pause under the name `sleep`
         for other in others:

@@ -140,6 +140,27 @@ def test_no_prefix_is_found_under_another_version(ledger_folder: Path, kv: str) 
     run(ledger_folder, body)
 
 
+def test_no_prefix_of_a_kept_request_is_found_while_it_runs_on(ledger_folder: Path) -> None:
+    """Its first block was begun under the old weights and filled under the new ones."""
+
+    async def body(world: World) -> None:
+        kept = Client("kept", prompt_of(4, 3), 30)
+        tasks = await streaming(world, kept, step=1)
+        updating = await begun(world, world.engine.update_weights(weights_of(world), kv="keep"))
+        world.loop.hold("step 14")
+        world.loop.release("step 1")
+        await updating
+        await world.loop.wait_settled()
+        again = await begun(world, world.ask(Client("again", [*kept.prompt, *kept.tokens], 3)))
+        world.loop.release("step 14")
+        client = await again
+        assert len(client.prompt) > 8
+        assert (client.outputs[-1].num_cached_tokens, client.tokens) == (0, under(1, client))
+        await asyncio.gather(*tasks)
+
+    run(ledger_folder, body)
+
+
 def test_what_was_kept_is_computed_anew_when_it_is_preempted_later(ledger_folder: Path) -> None:
     async def body(world: World) -> None:
         clients = [Client(f"r{number}", prompt_of(number, 12), 24) for number in range(3)]
