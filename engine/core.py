@@ -84,6 +84,7 @@ class Core:
         self._landed: list[tuple[PlannedStep, StepOutput]] = []
         self._num_requests = 0
         self.failure: Exception | None = None
+        self.closes_device = False
         self._ready_calls: list[int] = []
         self.started_s = clock()
         self._queues = compile_guard("engine", "queues")
@@ -358,6 +359,9 @@ class Core:
         if self._answers:
             answers, self._answers = self._answers, []
             self.deliver(Answers(self.status, answers))
+        if self.closes_device:
+            self.closes_device = False
+            self.device.close()
 
     def _counts(self) -> str:
         """Requests by state and the blocks, for the log."""

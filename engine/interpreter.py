@@ -174,7 +174,7 @@ class Interpreter:
         self.core.operations.update.new_version()
 
     def do_release_everything(self, effect: ReleaseEverything) -> None:
-        self.device.close()
+        self.core.closes_device = True  # once the pass has handed its answers over: closing waits for a running step
 
     def _request(self, effect: Effect) -> Request:
         return self.core.requests[effect.subject]

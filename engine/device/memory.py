@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -101,7 +102,8 @@ class Arena:
         """Gives the memory back. Idempotent. The address range stays reserved, without content, while somebody holds a view of it."""
         if self._map is None:
             return
-        self._map.madvise(mmap.MADV_DONTNEED)
+        with contextlib.suppress(OSError):  # pages locked in memory stay until the mapping goes, with its last view
+            self._map.madvise(mmap.MADV_DONTNEED)
         # Never `mmap.close()`: torch.frombuffer holds the mapping but no export of it, so close would unmap it under living views.
         self._bytes = self._map = None
 
