@@ -87,7 +87,7 @@ def test_without_the_rule_something_is_not_shown(rule: str, machine: str, change
     assert unmet(Prover(machines), *changed_events(machine, machines)) - {""} != set()
 
 
-def test_one_rule_that_no_world_of_one_request_misses_is_missed_by_the_proof() -> None:
+def test_a_rule_that_no_promise_misses_in_the_world_of_one_request_is_missed_by_the_proof() -> None:
     machines = mutated(*next((machine, change) for rule, machine, change, _ in RULES if rule.startswith("R3")))
     assert unmet(Prover(machines), "pause") == {"nothing_begun_waits"}
 
