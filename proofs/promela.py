@@ -135,13 +135,6 @@ def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProper
     return "\n".join([*lines, "active proctype world() {", "do", *options, *judges, "od }", ""])
 
 
-def _tool(name: str, package: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise ToolMissing(f"{name} is not installed: install the Debian package {package}")
-    return path
-
-
 def search(
     model: Model,
     always: Mapping[str, Expr],
@@ -161,19 +154,31 @@ def search(
         MemoryError: the search needs more than `megabytes`, or goes deeper than `depth` steps.
         TimeoutError: one of the three steps takes more than `seconds`.
     """
-    spin, compiler = _tool("spin", "spin"), _tool("gcc", "gcc")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "world.pml").write_text(program(model, always, moves, one_pass), encoding="utf-8")
-        _run([spin, "-o1", "-o2", "-o3", "-a", "world.pml"], folder, seconds)
-        flags = ["-O1" if optimise else "-O0", "-w", "-DSAFETY", "-DNOREDUCE", f"-DMEMLIM={megabytes}"]
-        _run([compiler, *flags, "-o", "pan", "pan.c"], folder, seconds)
+        source = program(model, always, moves, one_pass)
+        compile_search(Path(name), source, ["-DSAFETY", f"-DMEMLIM={megabytes}"], seconds, optimise)
         began = time.perf_counter()
-        text = _run(["./pan", "-c0", f"-m{depth}", "-w20"], folder, seconds)
+        text = run(["./pan", "-c0", f"-m{depth}", "-w20"], Path(name), seconds)
         return _read(text, [*always, *(move.name for move in moves), NO_WAY_ON], time.perf_counter() - began)
 
 
-def _run(command: Sequence[str], folder: Path, seconds: float) -> str:
+def compile_search(folder: Path, source: str, flags: Sequence[str], seconds: float, optimise: bool) -> None:
+    """Makes the program `pan` in a folder: Promela to C, C to a program."""
+    spin, compiler = _tool("spin", "spin"), _tool("gcc", "gcc")
+    (folder / "world.pml").write_text(source, encoding="utf-8")
+    run([spin, "-o1", "-o2", "-o3", "-a", "world.pml"], folder, seconds)
+    run([compiler, "-O1" if optimise else "-O0", "-w", "-DNOREDUCE", *flags, "-o", "pan", "pan.c"], folder, seconds)
+
+
+def _tool(name: str, package: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise ToolMissing(f"{name} is not installed: install the Debian package {package}")
+    return path
+
+
+def run(command: Sequence[str], folder: Path, seconds: float) -> str:
+    """What a program printed. A search that was cut short is an error."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
