@@ -87,24 +87,26 @@ def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProper
     """The C source.
 
     Raises:
-        ValueError: a state does not fit 64 bits.
+        ValueError: a state does not fit 64 bits, or there are more than 64 properties of a kind.
     """
+    if max(len(always), len(moves)) > 64:
+        raise ValueError("64 properties of a kind are the most")
     sizes = [len(variable.values) for variable in model.variables]
     if math.prod(sizes) >= 1 << 64:
         raise ValueError(f"a state of this world takes {math.log2(math.prod(sizes)):.1f} bits; 64 is the most")
     count = len(model.actions)
     urgent = "||".join(f"g{number}(s)" for number, action in enumerate(model.actions) if action.event.boundary) or "0"
     patient = ",".join(str(int(is_patient(action))) for action in model.actions)
-    checks = "".join(f"if(!({printed(tree)}))return {number};" for number, tree in enumerate(always.values()))
+    checks = "".join(f"if(!({printed(tree)}))b|=1ULL<<{number};" for number, tree in enumerate(always.values()))
     on_moves = "".join(
-        f"if(({'||'.join(f'a=={number}' for number in sorted(move.actions)) or '0'})&&!({printed(move.before)}))return {place};"
+        f"if(({'||'.join(f'a=={number}' for number in sorted(move.actions)) or '0'})&&!({printed(move.before)}))b|=1ULL<<{place};"
         for place, move in enumerate(moves)
     )
     return TEMPLATE.format(
         variables=len(sizes), sizes=",".join(map(str, sizes)), initial=",".join(map(str, model.initial)), actions=count,
         functions="".join(_action(number, action) for number, action in enumerate(model.actions)),
         guards=",".join(f"g{number}" for number in range(count)), applies=",".join(f"a{number}" for number in range(count)),
-        patient=patient, urgent=urgent if one_pass else "0", checks=checks, moves=on_moves, always=len(always), on_moves=len(moves),
+        patient=patient, urgent=urgent if one_pass else "0", checks=checks, moves=on_moves,
     )  # fmt: skip
 
 
@@ -167,8 +169,8 @@ static const u8 size[V]={{{sizes}}}; static const u8 initial[V]={{{initial}}}; s
 static int (*const guard[A])(const u8*)={{{guards}}};
 static void (*const apply[A])(const u8*,u8*)={{{applies}}};
 static int urgent(const u8*s){{return {urgent};}}
-static int broken(const u8*s){{(void)s;{checks}return -1;}}
-static int broken_move(const u8*s,int a){{(void)s;(void)a;{moves}return -1;}}
+static u64 broken(const u8*s){{u64 b=0;(void)s;{checks}return b;}}
+static u64 broken_move(const u8*s,int a){{u64 b=0;(void)s;(void)a;{moves}return b;}}
 static u64 pack(const u8*s){{u64 k=0;for(int i=0;i<V;i++)k=k*size[i]+s[i];return k;}}
 static void unpack(u64 k,u8*s){{for(int i=V-1;i>=0;i--){{s[i]=k%size[i];k/=size[i];}}}}
 static u64 mix(u64 x){{x^=x>>31;x*=0x7fb5d329728ea185ULL;x^=x>>27;x*=0x81dadef4bc2dd44dULL;return x^x>>33;}}
@@ -190,16 +192,16 @@ int main(int c,char**v){{
   u64 bytes=(u64)atoll(c>1?v[1]:"1024")<<20; room=bytes/(8+4+2+16); if(room>4000000000ULL)room=4000000000ULL; slots=1<<16;
   states=malloc(room*8);from=malloc(room*4);by=malloc(room*2);table=calloc(slots,4);
   if(!states||!from||!by||!table)exit(2);
-  static u64 fired[A]; u64 edges=0,dead=0,depth=0,last=0,level=1; static u8 seen[{always}+1],seen_move[{on_moves}+1];
+  static u64 fired[A]; u64 edges=0,dead=0,depth=0,last=0,level=1; u64 seen=0,seen_move=0;
   clock_t began=clock(); u8 s[V],t[V]; int fresh; add(pack(initial),0,0,&fresh);
   for(u64 i=0;i<n;i++){{
     if(i==level){{depth++;level=n;}}
     unpack(states[i],s);
-    int b=broken(s); if(b>=0&&!seen[b]){{seen[b]=1;printf("always %d",b);story(i);printf("\n");}}
+    for(u64 b=broken(s)&~seen;b;b&=b-1){{seen|=b&-b;printf("always %d",__builtin_ctzll(b));story(i);printf("\n");}}
     int busy=urgent(s); u64 out=0;
     for(int a=0;a<A;a++){{
       if((busy&&patient[a])||!guard[a](s))continue;
-      int m=broken_move(s,a); if(m>=0&&!seen_move[m]){{seen_move[m]=1;printf("move %d",m);story(i);printf(" %d\n",a);}}
+      for(u64 m=broken_move(s,a)&~seen_move;m;m&=m-1){{seen_move|=m&-m;printf("move %d",__builtin_ctzll(m));story(i);printf(" %d\n",a);}}
       memcpy(t,s,V); apply[a](s,t); add(pack(t),(u32)i,a,&fresh); out++; fired[a]++;
     }}
     edges+=out; dead+=!out; (void)last;
