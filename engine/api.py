@@ -260,7 +260,7 @@ class AsyncEngine(ControlCalls):
             QueueFull: `EngineConfig.max_sessions` are open.
             Unavailable, EngineDead: the engine is over.
         """
-        await self.check_health()
+        self._check_alive()
         self._start()
         return self._front.sessions.open()
 
@@ -283,6 +283,9 @@ class AsyncEngine(ControlCalls):
         Raises:
             EngineDead: it has failed or stopped.
         """
+        self._check_alive()
+
+    def _check_alive(self) -> None:
         state = self.status().engine
         if state in ("failed", "stopped"):
             raise errors.EngineDead(state)

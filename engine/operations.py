@@ -6,16 +6,17 @@ A call begins at once where the tables let it. Where they refuse, and an operati
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quiesce.engine import errors
 from quiesce.engine.answers import Reply
 from quiesce.engine.inbox import Control
 from quiesce.engine.messages import Moved
-from quiesce.engine.outputs import Transition
+from quiesce.engine.outputs import LIVE, Transition
 from quiesce.engine.verbs import UPDATES, Verbs
 from quiesce.engine.weight_update import WeightUpdate
 from quiesce.spec.language import Error
@@ -26,7 +27,6 @@ from quiesce.spec.vocabulary import (
     MemoryState,
     OperationState,
     Policy,
-    RequestState,
     Tag,
     TokenOwner,
     TokenState,
@@ -37,8 +37,6 @@ from quiesce.statemachine.records import OperationRecord, World
 
 if TYPE_CHECKING:
     from quiesce.engine.core import Core
-
-logger = logging.getLogger("quiesce.core")
 
 MAX_REMEMBERED = 1024
 """Answers kept for retries that carry an `operation_id`."""
@@ -58,7 +56,6 @@ CALLED = {
     "release": "resume",
 }
 """Events of the tables by the name of the call that fires them, where it is another."""
-LIVE = (RequestState.received, RequestState.admitted, RequestState.running, RequestState.retracting)
 
 
 class Operation(OperationRecord):
@@ -311,6 +308,8 @@ class Operations:
             operation.value = self._result(operation, state)
         for call in operation.calls:
             self.core.answer(Reply(call, operation.value if operation.error is None else None, operation.error))
+        # What is remembered for retries must not keep tensors: neither the source, nor the frames that an error was raised through.
+        operation.asked, operation.error = replace(operation.asked, source=None), copy.copy(operation.error)
 
     def _result(self, operation: Operation, state: str) -> Transition:
         kept: dict[str, None] = {}

@@ -100,7 +100,7 @@ class WeightUpdate:
         if operation is None or found.ticket != self._ticket:
             return  # of an update that is over
         if found.error is not None:
-            self._refuse(operation, errors.InvalidRequest("source", f"{type(found.error).__name__}: {found.error}"))
+            self._refuse(operation, _told(found.error))
         elif found.pairs:
             self._write(operation, found.pairs)
         else:
@@ -138,7 +138,7 @@ class WeightUpdate:
 
     def _refuse(self, operation: Operation, error: Exception) -> None:
         """Tensors that cannot be taken. A client's update stays open; the engine's own is rolled back."""
-        self._loading = None
+        self._loading, self._source = None, iter(())
         operation.error = error
         self.lifecycle.give_up(operation)
         if operation.kind == OperationKind.update_weights:
@@ -190,7 +190,7 @@ class WeightUpdate:
 
 
 def _told(error: Exception) -> Exception:
-    """What a caller is told of a chunk that could not be written."""
+    """What a caller is told of tensors that could not be read or written."""
     return (
         error if isinstance(error, errors.EngineError) else errors.InvalidRequest("source", f"{type(error).__name__}: {error}")
     )

@@ -6,7 +6,6 @@ every state the C program keeps whence it came, so that a violation is told as a
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 import subprocess
@@ -151,11 +150,6 @@ def _verdict(model: Model, always: Sequence[str], moves: Sequence[str], text: st
     return Verdict(states, edges, depth, dead, tuple(found["fired"]), stories, seconds)
 
 
-@functools.cache
-def has_compiler() -> bool:
-    return bool(shutil.which("cc") or shutil.which("gcc"))
-
-
 TEMPLATE = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -192,7 +186,7 @@ int main(int c,char**v){{
   u64 bytes=(u64)atoll(c>1?v[1]:"1024")<<20; room=bytes/(8+4+2+16); if(room>4000000000ULL)room=4000000000ULL; slots=1<<16;
   states=malloc(room*8);from=malloc(room*4);by=malloc(room*2);table=calloc(slots,4);
   if(!states||!from||!by||!table)exit(2);
-  static u64 fired[A]; u64 edges=0,dead=0,depth=0,last=0,level=1; u64 seen=0,seen_move=0;
+  static u64 fired[A]; u64 edges=0,dead=0,depth=0,level=1; u64 seen=0,seen_move=0;
   clock_t began=clock(); u8 s[V],t[V]; int fresh; add(pack(initial),0,0,&fresh);
   for(u64 i=0;i<n;i++){{
     if(i==level){{depth++;level=n;}}
@@ -204,7 +198,7 @@ int main(int c,char**v){{
       for(u64 m=broken_move(s,a)&~seen_move;m;m&=m-1){{seen_move|=m&-m;printf("move %d",__builtin_ctzll(m));story(i);printf(" %d\n",a);}}
       memcpy(t,s,V); apply[a](s,t); add(pack(t),(u32)i,a,&fresh); out++; fired[a]++;
     }}
-    edges+=out; dead+=!out; (void)last;
+    edges+=out; dead+=!out;
   }}
   printf("count %llu %llu %llu %llu\n",n,edges,depth,dead);
   printf("fired"); for(int a=0;a<A;a++)printf(" %llu",fired[a]); printf("\nseconds %.2f\n",(double)(clock()-began)/CLOCKS_PER_SEC);

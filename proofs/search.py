@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
-from quiesce.proofs.model import Action, Assign, Model, is_patient
+from quiesce.proofs.model import Assign, Model, is_patient
 
 State = tuple[int, ...]
 Guard = Callable[[State], bool]
@@ -113,18 +113,6 @@ def explore(model: Model, one_pass: bool = False, limit: int = 3_000_000) -> Gra
             out.append((number, found))
         graph.edges.append(out)
     return graph
-
-
-def first_violation(graph: Graph, holds: Expr) -> int | None:
-    """The first state, in order of distance, in which this does not hold."""
-    guard = compile_guard(holds)
-    return next((number for number, state in enumerate(graph.states) if not guard(state)), None)
-
-
-def never_fired(graph: Graph) -> list[Action]:
-    """Actions that no reachable state enables."""
-    fired = {action for out in graph.edges for action, _ in out}
-    return [action for number, action in enumerate(graph.model.actions) if number not in fired]
 
 
 def unfair_lasso(graph: Graph, goal: Expr, begin: Expr, fairness: Iterable[str] = ("weak", "strong")) -> list[int] | None:

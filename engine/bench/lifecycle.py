@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import mmap
 import tempfile
 import time
@@ -77,12 +78,7 @@ def _num_bytes(engine: AsyncEngine) -> int:
     info = engine.model.info
     from quiesce.engine.device.weights import packed_shapes  # loads torch, which the engine has loaded by now
 
-    count = 0
-    for shape in packed_shapes(info).values():
-        size = 4
-        for side in shape:
-            size *= side
-        count += size
+    count = sum(4 * math.prod(shape) for shape in packed_shapes(info).values())
     return -(-count // mmap.PAGESIZE) * mmap.PAGESIZE
 
 

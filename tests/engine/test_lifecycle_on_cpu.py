@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -230,6 +231,31 @@ def test_a_missing_or_broken_source_is_refused_before_anything_stops(tmp_path: A
                 await engine.update_weights(source)
             assert engine.status().engine == "running"
         await answering
+        assert engine.status().weights == (0, "stable")
+
+    live(config(), body)
+
+
+def test_what_is_remembered_for_a_retry_keeps_no_tensor_alive() -> None:
+    """Of a source that was refused half-way, too: a thousand remembered updates must not hold a thousand models."""
+
+    class Kept(np.ndarray):  # a plain array cannot be referred to weakly
+        pass
+
+    async def body(engine: AsyncEngine) -> None:
+        async def refused(kept: Kept) -> None:
+            with pytest.raises(errors.InvalidRequest, match="accepted"):
+                await engine.update_weights(iter([("model.norm.weight", kept)]), operation_id="once")
+
+        tensor = np.ones(3, np.float32).view(Kept)
+        alive = weakref.ref(tensor)
+        await refused(tensor)
+        del tensor
+        await asyncio.sleep(0)  # the loop has let go of the call that it was waking
+        gc.collect()
+        assert alive() is None
+        with pytest.raises(errors.InvalidRequest, match="accepted"):
+            await engine.update_weights(iter(()), operation_id="once")
         assert engine.status().weights == (0, "stable")
 
     live(config(), body)

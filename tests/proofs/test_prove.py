@@ -28,6 +28,9 @@ def test_every_promise_about_states_and_moves_holds_in_every_state_of_the_world_
     assert [result.name for result in results if not result.holds] == []
     assert (verdict.num_states, verdict.num_edges) == (STATES, EDGES)
     assert len(results) >= 18
+    actions = Builder(World.engine(1)).build().actions
+    never = {action.name for action, times in zip(actions, verdict.fired, strict=True) if not times}
+    assert all("weights=none, kv_cache=none" in name for name in never), "a level-0 sleep is a pause: earlier rows speak for it"
 
 
 @pytest.fixture(scope="module")
