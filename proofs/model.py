@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quiesce.proofs.expr import FALSE, TRUE, Const, Expr, Free, In, conj, disj, neg
+from quiesce.proofs.world import CARRIED, NARROWED, World
 from quiesce.spec import CATALOG
 from quiesce.spec.check import decided
 from quiesce.spec.guards import (
@@ -34,7 +35,7 @@ from quiesce.spec.guards import (
     parse_update,
 )
 from quiesce.spec.language import Event, Machine, Owner, Refused, Row, SpecError
-from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
+from quiesce.spec.vocabulary import TokenOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +96,6 @@ class Model:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """Which machines, and how many instances of each."""
-
-    name: str
-    instances: Mapping[str, tuple[str, ...]]
-    capacity: int = 0
-
-    @staticmethod
-    def engine(num_requests: int, capacity: int | None = None, callers: Sequence[str] = ("caller",)) -> World:
-        """World A: the engine, its tokens, tags, weights, two step slots and some requests."""
-        owners = (*callers, *(owner.value for owner in TokenOwner if owner is not TokenOwner.caller))
-        instances = {
-            "engine": ("",), "pause_token": owners, "memory": tuple(tag.value for tag in Tag), "weights": ("",), "step": ("0", "1"),
-            "request": tuple(str(number) for number in range(num_requests)),
-        }  # fmt: skip
-        return World("engine", instances, num_requests if capacity is None else capacity)
-
-
-CARRIED = {
-    "mode": tuple(Mode),
-    "policy": tuple(Policy),
-    "weights": tuple(Policy),
-    "kv_cache": tuple(Policy),
-    "tags": (*Tag, "both"),
-}
-"""Values of the data that events carry; owners and requests depend on the world."""
-NARROWED = {("shutdown", "mode"): (Mode.wait, Mode.abort)}
-"""Events whose callers send fewer values than there are."""
 SAME = {("request", "ended"): "absent", ("step", "retired"): "empty", ("step", "dropped"): "empty"}
 """States that are told apart in the engine's trace and are one in the model."""
 DERIVED = {"place", "oldest", "tag"}
@@ -158,7 +130,7 @@ class Builder:
     def build(self) -> Model:
         for name, machine in self.machines.items():
             for event in machine.events:
-                if (name, str(event.name)) in self._joint_only:
+                if (name, str(event.name)) in self._joint_only or f"{name}.{event.name}" in self.world.without:
                     continue
                 for instance in self.world.instances[name]:
                     for data in self._data(event):

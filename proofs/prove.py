@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from quiesce.proofs import explorer, properties, search
-from quiesce.proofs.model import Builder, World
+from quiesce.proofs.model import Builder
+from quiesce.proofs.world import World
 
 PROFILES: Final = {"quick": 1, "full": 2}
 """Requests in the engine world."""

@@ -18,7 +18,8 @@ from typing import TypeAlias
 import z3
 
 from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
-from quiesce.proofs.model import Action, Assign, Builder, Model, World
+from quiesce.proofs.model import Action, Assign, Builder, Model
+from quiesce.proofs.world import World
 from quiesce.spec.guards import Guard, Name
 from quiesce.spec.language import Machine, SpecError
 

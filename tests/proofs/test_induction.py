@@ -13,8 +13,9 @@ from quiesce.proofs import explorer, search
 from quiesce.proofs.changes import CHANGES
 from quiesce.proofs.induction import How, Kind, Proof, Prover, conjuncts, promises
 from quiesce.proofs.lemmas import LEMMAS
-from quiesce.proofs.model import Builder, Model, World
+from quiesce.proofs.model import Builder, Model
 from quiesce.proofs.unbounded import State, Unbounded, UnboundedBuilder
+from quiesce.proofs.world import World
 from quiesce.spec import CATALOG, FACTS, MACHINES, PROPERTIES
 from quiesce.spec.check import check
 from quiesce.spec.language import Judge, Machine, Property, Row, SpecError

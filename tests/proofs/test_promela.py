@@ -11,7 +11,8 @@ import pytest
 from quiesce.proofs import explorer, promela, properties
 from quiesce.proofs.explorer import MoveProperty, ToolMissing
 from quiesce.proofs.expr import FALSE, TRUE, Expr, In
-from quiesce.proofs.model import Action, Assign, Builder, Model, Variable, World
+from quiesce.proofs.model import Action, Assign, Builder, Model, Variable
+from quiesce.proofs.world import World
 from quiesce.spec import CATALOG
 from quiesce.spec.language import Owner
 from tests.proofs.mutants import RULES, Mutate, mutated

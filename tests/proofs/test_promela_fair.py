@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from quiesce.proofs import promela_fair, properties, search
-from quiesce.proofs.model import Builder, Model, World
+from quiesce.proofs.model import Builder, Model
+from quiesce.proofs.world import World
 from quiesce.spec.language import Fairness
 from tests.statemachine.tools import require_tool
 

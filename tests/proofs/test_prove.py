@@ -8,7 +8,8 @@ import pytest
 
 from quiesce.engine import cli
 from quiesce.proofs import explorer, properties, prove, search
-from quiesce.proofs.model import Builder, World
+from quiesce.proofs.model import Builder
+from quiesce.proofs.world import World
 from quiesce.spec.language import Fairness, Machine
 from tests.proofs.mutants import RULES, Mutate, mutated
 

@@ -1,0 +1,47 @@
+"""Which part of the declaration is explored: the machines of a world, how many instances each has, and what is left out.
+
+A smaller world is a world all the same: it says what is not in it (`without`), and reports say so with every figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Which machines, and how many instances of each."""
+
+    name: str
+    instances: Mapping[str, tuple[str, ...]]
+    capacity: int = 0
+    """Requests that may hold a block at the same time."""
+    without: frozenset[str] = frozenset()
+    """Events that do not happen in this world: `engine.clear`, `request.device_fault`."""
+
+    @staticmethod
+    def engine(
+        num_requests: int, capacity: int | None = None, callers: Sequence[str] = ("caller",), without: Collection[str] = ()
+    ) -> World:
+        """World A: the engine, its tokens, tags, weights, two step slots and some requests."""
+        owners = (*callers, *(owner.value for owner in TokenOwner if owner is not TokenOwner.caller))
+        instances = {
+            "engine": ("",), "pause_token": owners, "memory": tuple(tag.value for tag in Tag), "weights": ("",), "step": ("0", "1"),
+            "request": tuple(str(number) for number in range(num_requests)),
+        }  # fmt: skip
+        return World("engine", instances, num_requests if capacity is None else capacity, frozenset(without))
+
+
+CARRIED = {
+    "mode": tuple(Mode),
+    "policy": tuple(Policy),
+    "weights": tuple(Policy),
+    "kv_cache": tuple(Policy),
+    "tags": (*Tag, "both"),
+}
+"""Values of the data that events carry; owners and requests depend on the world."""
+NARROWED = {("shutdown", "mode"): (Mode.wait, Mode.abort)}
+"""Events whose callers send fewer values than there are."""
