@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import z3
 
 from quiesce.proofs.model import Action
-from quiesce.proofs.properties import ENDS, FREES_A_TOKEN
+from quiesce.proofs.moves import ENDS, FREES_A_TOKEN
 from quiesce.proofs.unbounded import EACH, State, Unbounded
 
 HOLDING = "state in (running, retracting, draining)"

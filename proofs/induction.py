@@ -19,7 +19,7 @@ from enum import StrEnum, auto
 
 import z3
 
-from quiesce.proofs import properties
+from quiesce.proofs import moves, properties
 from quiesce.proofs.changes import CHANGES
 from quiesce.proofs.expr import Expr
 from quiesce.proofs.lemmas import LEMMAS
@@ -119,7 +119,7 @@ class Prover:
     ) -> None:
         self.world = Unbounded(UnboundedBuilder(machines, callers))
         self.invariant = conjuncts(self.world.builder, [*promises(), *lemmas])
-        self.moves = [move for move in properties.on_moves(self.world.builder) if not move.name.endswith(f"[{EACH}]")]
+        self.moves = [move for move in moves.on_moves(self.world.builder) if not move.name.endswith(f"[{EACH}]")]
         self.solver = z3.Solver()
         self.solver.set("timeout", MILLISECONDS)
         self.solver.add(*self.world.typing)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from quiesce.proofs import explorer, promela, properties
+from quiesce.proofs import explorer, moves, promela, properties
 from quiesce.proofs.explorer import MoveProperty, ToolMissing
 from quiesce.proofs.expr import FALSE, TRUE, Expr, In
 from quiesce.proofs.model import Action, Assign, Builder, Model, Variable
@@ -27,10 +27,10 @@ def spin() -> None:
 
 def both(builder: Builder, one_pass: bool, optimise: bool) -> tuple[explorer.Verdict, promela.Search]:
     """What the two judges say of a world, side by side."""
-    model, always, moves = builder.build(), properties.always(builder), properties.on_moves(builder)
+    model, always, promises = builder.build(), properties.always(builder), moves.on_moves(builder)
     with ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(explorer.explore, model, always, moves, one_pass)
-        theirs = promela.search(model, always, moves, one_pass, optimise=optimise, seconds=100)
+        ours = pool.submit(explorer.explore, model, always, promises, one_pass)
+        theirs = promela.search(model, always, promises, one_pass, optimise=optimise, seconds=100)
         return ours.result(), theirs
 
 
@@ -90,8 +90,8 @@ def test_a_variable_that_nobody_reads_still_tells_states_apart() -> None:
 @pytest.mark.usefixtures("spin")
 def test_every_broken_promise_is_named_wherever_it_is_broken() -> None:
     always: dict[str, Expr] = {"a_is_no": In(0, frozenset({0})), "b_is_yes": In(1, frozenset({1})), "true": TRUE}
-    moves = [MoveProperty("never", "", frozenset({0}), FALSE), MoveProperty("about nothing", "", frozenset(), FALSE)]
-    found = promela.search(toy(*SWAP), always, moves, optimise=False)
+    promises = [MoveProperty("never", "", frozenset({0}), FALSE), MoveProperty("about nothing", "", frozenset(), FALSE)]
+    found = promela.search(toy(*SWAP), always, promises, optimise=False)
     assert found.violated == {"a_is_no", "b_is_yes", "never"}
     assert (found.num_errors, found.num_states, found.num_edges) == (4, 2, 2), (
         "one state breaks two, both states can make the move"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quiesce.engine import cli
-from quiesce.proofs import explorer, properties, prove, search
+from quiesce.proofs import explorer, moves, properties, prove, search
 from quiesce.proofs.model import Builder
 from quiesce.proofs.world import World
 from quiesce.spec.language import Fairness, Machine
@@ -21,7 +21,7 @@ def broken_by(machines: dict[str, Machine], num_requests: int = 1) -> dict[str, 
     """The properties that do not hold under these tables, each with a shortest story."""
     builder = Builder(World.engine(num_requests), machines)
     model = builder.build()
-    return dict(explorer.explore(model, properties.always(builder), properties.on_moves(builder)).stories)
+    return dict(explorer.explore(model, properties.always(builder), moves.on_moves(builder)).stories)
 
 
 def test_every_promise_about_states_and_moves_holds_in_every_state_of_the_world_of_one_request() -> None:
