@@ -15,34 +15,15 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quiesce.proofs.expr import FALSE, TRUE, Const, Expr, Free, In, conj, disj, neg
+from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, disj, neg
+from quiesce.proofs.guards import SAME, Reader, Variable, full_name
 from quiesce.proofs.world import CARRIED, NARROWED, World
-from quiesce.spec import CATALOG
 from quiesce.spec.check import decided
-from quiesce.spec.guards import (
-    And,
-    Guard,
-    Is,
-    Joint,
-    Name,
-    Not,
-    Or,
-    Positive,
-    Quantified,
-    Truth,
-    parse_guard,
-    parse_joint,
-    parse_update,
-)
+from quiesce.spec.guards import Joint, Name, parse_joint, parse_update
 from quiesce.spec.language import Event, Machine, Owner, Refused, Row, SpecError
 from quiesce.spec.vocabulary import TokenOwner
 
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    name: str
-    """`engine.state`, `memory[kv_cache].policy`, `request[1].begun`."""
-    values: tuple[str, ...]
+__all__ = ["Action", "Assign", "Builder", "Model", "Variable", "build", "is_patient"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +77,12 @@ class Model:
         }
 
 
-SAME = {("request", "ended"): "absent", ("step", "retired"): "empty", ("step", "dropped"): "empty"}
-"""States that are told apart in the engine's trace and are one in the model."""
-DERIVED = {"place", "oldest", "tag"}
-"""Variables whose value follows from which instance it is."""
-
-
-class Builder:
+class Builder(Reader):
     """Turns the tables into a model of one world."""
 
     def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
-        self.world = world
-        self.machines = {name: (machines or CATALOG.machines)[name] for name in world.instances}
-        self.variables: list[Variable] = []
-        self.place: dict[str, int] = {}
-        initial = []
-        for name, machine in self.machines.items():
-            states = tuple(state for state in machine.states if (name, str(state)) not in SAME)
-            for instance in world.instances[name]:
-                for variable, values in {"state": tuple(map(str, states)), **machine.variables}.items():
-                    if variable not in DERIVED:
-                        full = _full_name(name, instance, variable)
-                        self.place[full] = len(self.variables)
-                        self.variables.append(Variable(full, tuple(map(str, values))))
-                        first = str(machine.initial) if variable == "state" else str(values[0])
-                        initial.append(self.variables[-1].values.index(first))
-        self.model = Model(world.name, self.variables, tuple(initial), place=self.place)
+        super().__init__(world, machines)
+        self.model = Model(world.name, self.variables, tuple(self.initial), place=self.place)
         self._joint_only = {
             (joint.machine, joint.event)
             for machine in self.machines.values() for row in machine.rows for joint in map(parse_joint, row.also)
@@ -154,7 +115,7 @@ class Builder:
 
     def _actions(self, name: str, instance: str, event: Event, data: Mapping[str, str]) -> Iterator[Action]:
         carried = ", ".join(f"{key}={value}" for key, value in data.items())
-        title = f"{_full_name(name, instance, event.name)}({carried})" if carried else _full_name(name, instance, event.name)
+        title = f"{full_name(name, instance, event.name)}({carried})" if carried else full_name(name, instance, event.name)
         for row, here in self._rows(name, instance, str(event.name), data):
             move = self._folded(name, instance, row, data, here)
             if move is None or move[0] == FALSE:
@@ -185,7 +146,7 @@ class Builder:
     ) -> tuple[Expr, list[Assign], list[str]] | None:
         """A row with all that moves with it: guard, assignments, effects."""
         guards, assigns = [guard], self._assigns(name, instance, row, data)
-        effects = [f"{_full_name(name, instance, text)}" for text in row.effects]
+        effects = [f"{full_name(name, instance, text)}" for text in row.effects]
         for text in row.also:
             joint = parse_joint(text)
             carried = {
@@ -246,7 +207,7 @@ class Builder:
             elif variable.instance == "*":
                 for request in self.world.instances["request"]:
                     holds = self._tree("request", request, update.value, data, each=request)
-                    place = self.place[_full_name("request", request, variable.name)]
+                    place = self.place[full_name("request", request, variable.name)]
                     found += [Assign(holds, place, 1), Assign(neg(holds), place, 0)]
             else:
                 if not isinstance(update.value, str):
@@ -275,91 +236,8 @@ class Builder:
         return found
 
     def _set(self, name: str, instance: str, variable: str, value: str) -> Assign:
-        place = self.place[_full_name(name, instance, variable)]
+        place = self.place[full_name(name, instance, variable)]
         return Assign(TRUE, place, self.variables[place].values.index(value))
-
-    # ---- guards -------------------------------------------------------------------------------------------------------------
-
-    def guard(self, name: str, instance: str, text: str, data: Mapping[str, str] | None = None) -> Expr:
-        """A guard in the words of the tables, about one instance, as an expression."""
-        return self._tree(name, instance, parse_guard(text), data or {})
-
-    def _tree(
-        self, name: str, instance: str, tree: object, data: Mapping[str, str], each: str = "", domain: str = "request"
-    ) -> Expr:
-        match tree:
-            case Truth(value):
-                return Const(value)
-            case Not(part):
-                return neg(self._tree(name, instance, part, data, each, domain))
-            case And(parts):
-                return conj([self._tree(name, instance, part, data, each, domain) for part in parts])
-            case Or(parts):
-                return disj([self._tree(name, instance, part, data, each, domain) for part in parts])
-            case Positive("free"):
-                return self._free()
-            case Quantified(universal, over, body):
-                return self._quantified(name, instance, universal, over, body, data)
-            case Is(variable, words):
-                return self._is_one_of(name, instance, variable, words, data, each, domain)
-            case Name() as fact_or_bit:
-                return self._fact_or_bit(name, instance, fact_or_bit, data, each, domain)
-        raise SpecError(f"{tree!r} has no place in the model")
-
-    def _free(self) -> Expr:
-        states = tuple(self.place[_full_name("request", number, "state")] for number in self.world.instances["request"])
-        values = self.variables[states[0]].values
-        holding = frozenset(values.index(state) for state in ("running", "retracting", "draining"))
-        return Free(states, holding, self.world.capacity)
-
-    def _quantified(self, name: str, instance: str, universal: bool, over: str, body: Guard, data: Mapping[str, str]) -> Expr:
-        domain = "request" if over in ("member", "named") else over
-        parts = []
-        for other in self.world.instances.get(domain, ()):
-            if over == "named" and other != data["requests"]:
-                continue
-            inner = self._tree(name, instance, body, data, other, domain)
-            if over == "member":
-                member = self._is("request", other, f"member[{instance}]", ("yes",))
-                inner = disj([neg(member), inner]) if universal else conj([member, inner])
-            parts.append(inner)
-        return conj(parts) if universal else disj(parts)
-
-    def _is_one_of(
-        self, name: str, instance: str, variable: Name, words: Sequence[str], data: Mapping[str, str], each: str, domain: str
-    ) -> Expr:
-        if variable.machine == "event":
-            return Const(data[variable.name] in words)
-        machine, other = (variable.machine, variable.instance) if variable.machine else (name, instance)
-        if variable.instance == "each":
-            machine, other = domain, each
-        if variable.name in DERIVED:
-            value = {"place": ("older", "newer")[other == "1"], "tag": other, "oldest": "no"}[variable.name]
-            return Const(value in words)
-        slot = instance if variable.slot == "this" else variable.slot
-        full = f"{variable.name}[{slot}]" if slot else variable.name
-        return self._is(machine, other, full, words)
-
-    def _fact_or_bit(self, name: str, instance: str, word: Name, data: Mapping[str, str], each: str, domain: str) -> Expr:
-        fact = CATALOG.facts.get(word.name)
-        if fact is None:
-            return self._is_one_of(name, instance, word, ("yes",), data, each, domain)
-        about = each if word.instance == "each" else instance
-        return self._tree(fact.of or "engine", about if fact.of else "", parse_guard(fact.when), data)
-
-    def _is(self, name: str, instance: str, variable: str, words: Sequence[str]) -> Expr:
-        place = self.place[_full_name(name, instance, variable)]
-        values = self.variables[place].values
-        wanted = frozenset(values.index(word) for word in words if word in values)
-        if "ended" in words and name == "request":
-            wanted |= {values.index("absent")}
-        if name == "step" and variable == "state" and {"retired", "dropped"} & set(words):
-            wanted |= {values.index("empty")}
-        return TRUE if len(wanted) == len(values) else In(place, wanted) if wanted else FALSE
-
-
-def _full_name(machine: str, instance: str, variable: str) -> str:
-    return f"{machine}[{instance}].{variable}" if instance else f"{machine}.{variable}"
 
 
 def build(world: World, machines: Mapping[str, Machine] | None = None) -> Model:

@@ -1,0 +1,129 @@
+"""How a guard of the tables is read in a world: over variables with few values, quantifiers written out over the instances there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quiesce.proofs.expr import FALSE, TRUE, Const, Expr, Free, In, conj, disj, neg
+from quiesce.proofs.world import World
+from quiesce.spec import CATALOG
+from quiesce.spec.guards import And, Guard, Is, Name, Not, Or, Positive, Quantified, Truth, parse_guard
+from quiesce.spec.language import Machine, SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    name: str
+    """`engine.state`, `memory[kv_cache].policy`, `request[1].begun`."""
+    values: tuple[str, ...]
+
+
+SAME = {("request", "ended"): "absent", ("step", "retired"): "empty", ("step", "dropped"): "empty"}
+"""States that are told apart in the engine's trace and are one in the model."""
+DERIVED = {"place", "oldest", "tag"}
+"""Variables whose value follows from which instance it is."""
+
+
+class Reader:
+    """The variables of one world, and its guards as expressions over them."""
+
+    def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
+        self.world = world
+        self.machines = {name: (machines or CATALOG.machines)[name] for name in world.instances}
+        self.variables: list[Variable] = []
+        self.initial: list[int] = []
+        self.place: dict[str, int] = {}
+        for name, machine in self.machines.items():
+            states = tuple(state for state in machine.states if (name, str(state)) not in SAME)
+            for instance in world.instances[name]:
+                for variable, values in {"state": tuple(map(str, states)), **machine.variables}.items():
+                    if variable not in DERIVED:
+                        first = str(machine.initial) if variable == "state" else str(values[0])
+                        self._add(full_name(name, instance, variable), tuple(map(str, values)), first)
+
+    def _add(self, name: str, values: tuple[str, ...], first: str) -> None:
+        self.place[name] = len(self.variables)
+        self.variables.append(Variable(name, values))
+        self.initial.append(values.index(first))
+
+    def guard(self, name: str, instance: str, text: str, data: Mapping[str, str] | None = None) -> Expr:
+        """A guard in the words of the tables, about one instance, as an expression."""
+        return self._tree(name, instance, parse_guard(text), data or {})
+
+    def _tree(
+        self, name: str, instance: str, tree: object, data: Mapping[str, str], each: str = "", domain: str = "request"
+    ) -> Expr:
+        match tree:
+            case Truth(value):
+                return Const(value)
+            case Not(part):
+                return neg(self._tree(name, instance, part, data, each, domain))
+            case And(parts):
+                return conj([self._tree(name, instance, part, data, each, domain) for part in parts])
+            case Or(parts):
+                return disj([self._tree(name, instance, part, data, each, domain) for part in parts])
+            case Positive("free"):
+                return self._free()
+            case Quantified(universal, over, body):
+                return self._quantified(name, instance, universal, over, body, data)
+            case Is(variable, words):
+                return self._is_one_of(name, instance, variable, words, data, each, domain)
+            case Name() as fact_or_bit:
+                return self._fact_or_bit(name, instance, fact_or_bit, data, each, domain)
+        raise SpecError(f"{tree!r} has no place in the model")
+
+    def _free(self) -> Expr:
+        states = tuple(self.place[full_name("request", number, "state")] for number in self.world.instances["request"])
+        values = self.variables[states[0]].values
+        holding = frozenset(values.index(state) for state in ("running", "retracting", "draining"))
+        return Free(states, holding, self.world.capacity)
+
+    def _quantified(self, name: str, instance: str, universal: bool, over: str, body: Guard, data: Mapping[str, str]) -> Expr:
+        domain = "request" if over in ("member", "named") else over
+        parts = []
+        for other in self.world.instances.get(domain, ()):
+            if over == "named" and other != data["requests"]:
+                continue
+            inner = self._tree(name, instance, body, data, other, domain)
+            if over == "member":
+                member = self._is("request", other, f"member[{instance}]", ("yes",))
+                inner = disj([neg(member), inner]) if universal else conj([member, inner])
+            parts.append(inner)
+        return conj(parts) if universal else disj(parts)
+
+    def _is_one_of(
+        self, name: str, instance: str, variable: Name, words: Sequence[str], data: Mapping[str, str], each: str, domain: str
+    ) -> Expr:
+        if variable.machine == "event":
+            return Const(data[variable.name] in words)
+        machine, other = (variable.machine, variable.instance) if variable.machine else (name, instance)
+        if variable.instance == "each":
+            machine, other = domain, each
+        if variable.name in DERIVED:
+            value = {"place": ("older", "newer")[other == "1"], "tag": other, "oldest": "no"}[variable.name]
+            return Const(value in words)
+        slot = instance if variable.slot == "this" else variable.slot
+        full = f"{variable.name}[{slot}]" if slot else variable.name
+        return self._is(machine, other, full, words)
+
+    def _fact_or_bit(self, name: str, instance: str, word: Name, data: Mapping[str, str], each: str, domain: str) -> Expr:
+        fact = CATALOG.facts.get(word.name)
+        if fact is None:
+            return self._is_one_of(name, instance, word, ("yes",), data, each, domain)
+        about = each if word.instance == "each" else instance
+        return self._tree(fact.of or "engine", about if fact.of else "", parse_guard(fact.when), data)
+
+    def _is(self, name: str, instance: str, variable: str, words: Sequence[str]) -> Expr:
+        place = self.place[full_name(name, instance, variable)]
+        values = self.variables[place].values
+        wanted = frozenset(values.index(word) for word in words if word in values)
+        if "ended" in words and name == "request":
+            wanted |= {values.index("absent")}
+        if name == "step" and variable == "state" and {"retired", "dropped"} & set(words):
+            wanted |= {values.index("empty")}
+        return TRUE if len(wanted) == len(values) else In(place, wanted) if wanted else FALSE
+
+
+def full_name(machine: str, instance: str, variable: str) -> str:
+    return f"{machine}[{instance}].{variable}" if instance else f"{machine}.{variable}"
