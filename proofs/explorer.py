@@ -24,12 +24,12 @@ class ToolMissing(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class MoveProperty:
-    """A promise about moves: whenever one of `actions` is taken, `before` holds in the state it leaves."""
+    """A promise about moves: whenever an action of `before` is taken, its tree holds in the state that the action leaves."""
 
     name: str
     sentence: str
-    actions: frozenset[int]
-    before: Expr
+    before: Mapping[int, Expr]
+    """By the action's number. What is promised of the state after is said of the one before (`proofs/moves.py: after`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,15 @@ def _action(number: int, action: Action) -> str:
     )
 
 
+def _on_moves(moves: Sequence[MoveProperty]) -> str:
+    """For each action the promises that speak of it."""
+    cases: dict[int, str] = {}
+    for place, move in enumerate(moves):
+        for number, tree in move.before.items():
+            cases[number] = cases.get(number, "") + f"if(!({printed(tree)}))b|=1ULL<<{place};"
+    return "switch(a){" + "".join(f"case {number}:{text}break;" for number, text in sorted(cases.items())) + "}"
+
+
 def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProperty], one_pass: bool) -> str:
     """The C source.
 
@@ -97,10 +106,7 @@ def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProper
     urgent = "||".join(f"g{number}(s)" for number, action in enumerate(model.actions) if action.event.boundary) or "0"
     patient = ",".join(str(int(is_patient(action))) for action in model.actions)
     checks = "".join(f"if(!({printed(tree)}))b|=1ULL<<{number};" for number, tree in enumerate(always.values()))
-    on_moves = "".join(
-        f"if(({'||'.join(f'a=={number}' for number in sorted(move.actions)) or '0'})&&!({printed(move.before)}))b|=1ULL<<{place};"
-        for place, move in enumerate(moves)
-    )
+    on_moves = _on_moves(moves)
     return TEMPLATE.format(
         variables=len(sizes), sizes=",".join(map(str, sizes)), initial=",".join(map(str, model.initial)), actions=count,
         functions="".join(_action(number, action) for number, action in enumerate(model.actions)),

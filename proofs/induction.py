@@ -138,7 +138,7 @@ class Prover:
         if actions is None:
             proof.obligations += self._rows()
             proof.obligations += [
-                Obligation(Kind.promised, "", move.name, How.untouched) for move in self.moves if not move.actions
+                Obligation(Kind.promised, "", move.name, How.untouched) for move in self.moves if not move.before
             ]
         proof.seconds = time.monotonic() - began
         return proof
@@ -158,8 +158,8 @@ class Prover:
         self.solver.add(world.formula(action.guard, world.before))
         yield Obligation(Kind.possible, title, "", self._possible(action))
         for move in self.moves:
-            if number in move.actions:
-                yield self._shown(Kind.promised, title, move.name, world.formula(move.before, world.before))
+            if number in move.before:
+                yield self._shown(Kind.promised, title, move.name, world.formula(move.before[number], world.before))
         after = world.after(action)
         yield from self._changed(action, title, after)
         yield from self._kept(action, title, after)

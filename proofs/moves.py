@@ -30,8 +30,8 @@ def _promise(
     builder: Builder, name: str, sentence: str, of: Callable[[Action], bool], before: str, instance: str = ""
 ) -> MoveProperty:
     machine = "request" if instance else "engine"
-    actions = frozenset(number for number, action in enumerate(builder.model.actions) if of(action))
-    return MoveProperty(name, sentence, actions, builder.guard(machine, instance, before))
+    tree = builder.guard(machine, instance, before)
+    return MoveProperty(name, sentence, {number: tree for number, action in enumerate(builder.model.actions) if of(action)})
 
 
 def _gate(builder: Builder) -> Iterator[MoveProperty]:

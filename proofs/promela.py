@@ -121,8 +121,10 @@ def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProper
     ]
     broken = {name: printer.tree(neg(holds)) for name, holds in always.items()}
     for move in moves:
-        made = " || ".join(guards[number] for number in sorted(move.actions)) or "false"
-        broken[move.name] = f"{printer.tree(neg(move.before))} && ({made})"
+        wrong = [
+            f"({guards[number]} && {printer.tree(neg(tree))})" for number, tree in sorted(move.before.items()) if tree != TRUE
+        ]
+        broken[move.name] = f"({' || '.join(wrong) or 'false'})"
     judges = [
         f"/* {name} */\n:: d_step {{ {where} -> assert({number} < 0) }}" for number, (name, where) in enumerate(broken.items())
     ]
@@ -164,13 +166,13 @@ def search(
 
 def compile_search(folder: Path, source: str, flags: Sequence[str], seconds: float, optimise: bool) -> None:
     """Makes the program `pan` in a folder: Promela to C, C to a program."""
-    spin, compiler = _tool("spin", "spin"), _tool("gcc", "gcc")
+    spin, compiler = tool("spin", "spin"), tool("gcc", "gcc")
     (folder / "world.pml").write_text(source, encoding="utf-8")
     run([spin, "-o1", "-o2", "-o3", "-a", "world.pml"], folder, seconds)
     run([compiler, "-O1" if optimise else "-O0", "-w", "-DNOREDUCE", *flags, "-o", "pan", "pan.c"], folder, seconds)
 
 
-def _tool(name: str, package: str) -> str:
+def tool(name: str, package: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise ToolMissing(f"{name} is not installed: install the Debian package {package}")

@@ -42,9 +42,9 @@ def test_no_obligation_is_passed_over(proof: Proof) -> None:
     assert each[Kind.kept] == ACTIONS * CONJUNCTS
     assert each[Kind.changed] == ACTIONS * len(CHANGES)
     assert each[Kind.possible] == ACTIONS + len(list(prover.world.builder.own_rows()))
-    spoken_of = [(number, move) for move in prover.moves for number in move.actions]
-    silent = {move.name.partition("[")[0] for move in prover.moves if not move.actions}
-    assert each[Kind.promised] == len(spoken_of) + sum(not move.actions for move in prover.moves)
+    spoken_of = [(number, move) for move in prover.moves for number in move.before]
+    silent = {move.name.partition("[")[0] for move in prover.moves if not move.before}
+    assert each[Kind.promised] == len(spoken_of) + sum(not move.before for move in prover.moves)
     assert silent == {"S11_ownership"}, "a token is freed by nothing that may not"
     shadowed = {one.action for one in proof.obligations if one.how is How.shadowed}
     assert all("weights=none, kv_cache=none" in name for name in shadowed), "a sleep of level 0 meets the rows of level 0"

@@ -90,7 +90,7 @@ def test_a_variable_that_nobody_reads_still_tells_states_apart() -> None:
 @pytest.mark.usefixtures("spin")
 def test_every_broken_promise_is_named_wherever_it_is_broken() -> None:
     always: dict[str, Expr] = {"a_is_no": In(0, frozenset({0})), "b_is_yes": In(1, frozenset({1})), "true": TRUE}
-    promises = [MoveProperty("never", "", frozenset({0}), FALSE), MoveProperty("about nothing", "", frozenset(), FALSE)]
+    promises = [MoveProperty("never", "", {0: FALSE}), MoveProperty("about nothing", "", {})]
     found = promela.search(toy(*SWAP), always, promises, optimise=False)
     assert found.violated == {"a_is_no", "b_is_yes", "never"}
     assert (found.num_errors, found.num_states, found.num_edges) == (4, 2, 2), (
