@@ -118,8 +118,12 @@ def _add_prove(commands: Commands) -> None:
     text = "Model-check the declaration: every state that can be reached, every promise on states and moves, every leads-to."
     command = commands.add_parser("prove", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     command.add_argument(
-        "--profile", default="quick", choices=("quick", "full"), help="quick: one request, seconds; full: two requests, minutes"
+        "--profile",
+        default="quick",
+        choices=("quick", "full"),
+        help="quick: small worlds, a minute; full: every judge, most of an hour",
     )
+    command.add_argument("--out", type=Path, default=Path("build/proofs"), help="folder for what was found, and for the report")
     command.set_defaults(run=_prove)
 
 
@@ -128,7 +132,7 @@ def _prove(asked: argparse.Namespace) -> int:
     from quiesce.proofs.prove import run
 
     try:
-        return run(asked.profile)
+        return run(asked.profile, asked.out)
     except ToolMissing as missing:
         print(f"quiesce prove: {missing}", file=sys.stderr)
         return 2

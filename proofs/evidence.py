@@ -125,6 +125,12 @@ class Evidence:
     def broken(self) -> list[Judgement]:
         return [found for found in self.judgements if not found.holds] + [found for found in self.witnesses if not found.holds]
 
+    def absorb(self, other: Evidence) -> None:
+        """Takes in what another part of the work found."""
+        for name in ("runs", "judgements", "proofs", "witnesses", "mutants", "rules"):
+            getattr(self, name).extend(getattr(other, name))
+        self.fairness.update(other.fairness)
+
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from quiesce.proofs import explorer, properties, search
+from quiesce.proofs import explorer, moves, properties, search
 from quiesce.proofs.evidence import By, Evidence, Judgement, Proof, Run, Semantics
 from quiesce.proofs.expr import neg
 from quiesce.proofs.model import Builder
@@ -43,15 +43,15 @@ def safety(world: World, semantics: Semantics) -> Evidence:
     """Every predicate on states, every promise on moves and every witness, in all states that can be reached."""
     builder = Builder(world)
     model = builder.build()
-    always, moves, witnesses = properties.always(builder), properties.on_moves(builder), properties.sometimes(builder)
+    always, promised, witnesses = properties.always(builder), moves.on_moves(builder), properties.sometimes(builder)
     judged = {**always, **{f"never {name}": neg(tree) for name, tree in witnesses.items()}}
-    verdict = explorer.explore(model, judged, moves, semantics is Semantics.one_pass)
+    verdict = explorer.explore(model, judged, promised, semantics is Semantics.one_pass)
     where = (world.name, world.size, semantics, By.explorer)
     found = _nothing()
     found.runs.append(
         Run(*where, verdict.num_states, verdict.num_edges, verdict.seconds, depth=verdict.depth, num_dead=verdict.num_dead)
     )
-    for name in [*always, *(move.name for move in moves)]:
+    for name in [*always, *(move.name for move in promised)]:
         found.judgements.append(Judgement(name, *where, name not in verdict.stories, verdict.stories.get(name, ())))
     for name in witnesses:
         story = verdict.stories.get(f"never {name}", ())
@@ -92,7 +92,9 @@ def parts(profile: str) -> list[Part]:
     found = [Part(f"{world.name} {world.size} {how}", safety, (world, how)) for world in engine for how in Semantics]
     found.append(Part("engine N=1 leads-to", liveness, (World.engine(1),)))
     if importlib.util.find_spec("z3") is not None:
-        found += [Part("any number of requests: z3", any_number, (callers,)) for callers in (("caller",), ("caller", "another"))]
+        found += [
+            Part("any number of requests: z3", any_number, (callers,)) for callers in (("caller",), ("caller", "another"))
+        ]
     return found
 
 

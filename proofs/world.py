@@ -22,6 +22,15 @@ class World:
     without: frozenset[str] = frozenset()
     """Events that do not happen in this world: `engine.clear`, `request.device_fault`."""
 
+    @property
+    def size(self) -> str:
+        """How many, and what else bounds it: `N=3, K=2, without engine.clear`."""
+        number = len(self.instances["request"])
+        words = [f"N={number}"]
+        words += [f"K={self.capacity}"] if 0 < self.capacity < number else []
+        words += [f"without {', '.join(sorted(self.without))}"] if self.without else []
+        return ", ".join(words)
+
     @staticmethod
     def engine(
         num_requests: int, capacity: int | None = None, callers: Sequence[str] = ("caller",), without: Collection[str] = ()
