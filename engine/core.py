@@ -340,7 +340,7 @@ class Core:
     def _close_pass(self) -> None:
         """Holds the pass against the declaration, publishes the status, then hands the answers over."""
         log, self.gate.log = self.gate.log, []
-        for record, event, source, target, _ in log:
+        for record, event, source, target, _, _ in log:
             if record is self.world.engine and source != target:
                 logger.info("engine %s -> %s (%s): %s", source, target, event, self._counts())
         self.monitor.check(log)

@@ -50,8 +50,9 @@ class Outcome:
     """Why the event was ignored; empty for a core event that waits for its guard."""
 
 
-Transition = tuple[Record, str, str, str, int]
-"""One transition that happened, as the log keeps it: record, event, state before, state after, the row's place in its table (from 0)."""
+Transition = tuple[Record, str, str, str, int, Data]
+"""One transition that happened, as the log keeps it: record, event, state before, state after, the row's place in its table (from 0),
+and the data that the event carried."""
 
 MOVED = Outcome(True)
 WAITS = Outcome(False)
@@ -146,7 +147,7 @@ class Gate:
                 record.state = target
             if move.indexed and target is not source:
                 record.moved(source, target)
-        self.log.append((record, event, source, target, move.index))
+        self.log.append((record, event, source, target, move.index, data))
 
     def _execute_stock(self, record: Record, event: str, move: Move, data: Data) -> None:
         """Lets `transitions` test the conditions once more and write the state itself."""

@@ -96,7 +96,7 @@ class Monitor:
             ConformanceError: a transition was not declared, or a property does not hold.
         """
         last = self._last
-        for record, event, source, target, _ in log:
+        for record, event, source, target, _, _ in log:
             self.num_checked += 1
             if (event, source, target) not in self._legal[record.machine]:
                 raise ConformanceError(f"{record.machine} {record.name}: {event} from {source} to {target} is not declared")

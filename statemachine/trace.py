@@ -1,13 +1,17 @@
 """The transition trace: one JSON object a line, and the same as a Chrome trace that Perfetto opens.
 
-The documented form, version 1. The first line is a header, every further line one transition or one device step:
+The documented form, version 2. The first line is a header, every further line one transition or one device step:
 
-    {"quiesce_trace": 1, "spec": "<hash of the tables>"}
+    {"quiesce_trace": 2, "spec": "<hash of the tables>"}
     {"t": 0.0123, "pass": 7, "machine": "request", "id": "r1", "key": 1, "event": "admit", "from": "received", "to": "admitted", "row": 1}
+    {"t": 0.0123, "pass": 7, "machine": "engine", "id": "engine", "key": 0, "event": "pause", "from": "running", "to": "draining", "row": 3,
+     "data": {"owner": "user", "mode": "keep"}}                                                                    (one line in the file)
     {"t": 0.0201, "pass": 9, "step": 3, "began": 0.0150, "ended": 0.0199, "rows": 4, "tokens": 19}
 
 `t`, `began` and `ended` are seconds since the engine's start; `row` counts the rows of the machine's table from 0; `key` tells
-requests apart that had one id, one after the other.
+requests apart that had one id, one after the other. `data` is what the event carried, requests by their keys; it is left out where
+the event carries nothing, and where a step names the same requests as the step planned before it. What moves jointly are several
+lines, the leader first. With this a trace can be followed in the model, move by move (`proofs/trace_path.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from quiesce.spec import FACTS, MACHINES, PASS_ORDER
+from quiesce.spec.vocabulary import StepEvent
 from quiesce.statemachine.gate import Transition
 
-VERSION = 1
+VERSION = 2
 logger = logging.getLogger("quiesce.trace")
 
 
@@ -41,6 +46,8 @@ class Trace:
         self.path = path
         self.entries: deque[dict[str, Any]] = deque(maxlen=capacity)
         self._file: IO[str] | None = None
+        self._planned: object = None
+        """The requests of the step planned last, to tell whether the next one names the same."""
         self._lock = threading.Lock()  # the core and the front end write, each from its own thread
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +56,14 @@ class Trace:
 
     def transitions(self, now_s: float, number: int | None, log: Iterable[Transition]) -> None:
         """Adds the transitions of one pass of the core, or, with `number` None, of the front end."""
-        for record, event, source, target, row in log:
-            self._add(
-                {"t": round(now_s, 6), "pass": number, "machine": record.machine, "id": record.name, "key": record.key, "event": str(event),
-                 "from": str(source), "to": str(target), "row": row}
-            )  # fmt: skip
+        for record, event, source, target, row, data in log:
+            entry: dict[str, Any] = {"t": round(now_s, 6), "pass": number, "machine": record.machine, "id": record.name, "key": record.key, "event": str(event),
+                     "from": str(source), "to": str(target), "row": row}  # fmt: skip
+            if data and not (event == StepEvent.plan and data["requests"] is self._planned):
+                entry["data"] = {name: _word(value) for name, value in data.items()}
+            if event == StepEvent.plan:
+                self._planned = data["requests"]
+            self._add(entry)
 
     def step(
         self, now_s: float, number: int, step: int, began_s: float, ended_s: float, num_rows: int, num_tokens: int
@@ -78,6 +88,10 @@ class Trace:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+
+
+def _word(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else [request.key for request in value]
 
 
 def header() -> dict[str, Any]:

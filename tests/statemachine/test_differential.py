@@ -79,7 +79,7 @@ def outcome(gate: Gate, record: Record, event: str, carried: Data) -> tuple[Any,
         assert picture(record.world, record) == before
         return type(refusal), refusal.machine, refusal.event, refusal.error, refusal.how_to, refusal.allowed
     minted = [(type(effect), effect.subject, effect.detail) for effect in result.effects]
-    log = [(moved.machine, moved.name, str(name), source, target, row) for moved, name, source, target, row in gate.log]
+    log = [(moved.machine, moved.name, str(name), source, target, row) for moved, name, source, target, row, _ in gate.log]
     return result.moved, result.reason, minted, log, picture(record.world, record)
 
 

@@ -157,7 +157,7 @@ def test_the_first_row_whose_guard_holds_is_the_one_that_is_logged(table: Machin
                 record = example(table.name, state)
                 gate.log.clear()
                 gate.fire(record, event.name, data(table.name, event.name, record.world))
-                _, _, source, target, row = gate.log[0]
+                _, _, source, target, row, _ = gate.log[0]
                 assert table.rows[row] is rows[0]
                 assert (source, target) == (state, state if rows[0].target is None else rows[0].target)
 
@@ -170,7 +170,7 @@ def test_shutdown_of_a_paused_engine_moves_the_engine_and_its_token_in_one_fire(
     put(world.engine, "paused")
     gate.fire(world.engine, "shutdown", {"mode": Mode.wait})
     assert states(world) == {"engine": "stopping", "weights": "stable", "shutdown": "abort"}
-    assert [(record.name, target) for record, _, _, target, _ in gate.log] == [("engine", "stopping"), ("shutdown", "abort")]
+    assert [(record.name, target) for record, _, _, target, *_ in gate.log] == [("engine", "stopping"), ("shutdown", "abort")]
 
 
 def test_shutdown_while_draining_frees_the_tokens_of_what_it_overtakes() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from quiesce.spec.vocabulary import Mode
 from quiesce.statemachine import trace
 from quiesce.statemachine.gate import Gate
 from quiesce.statemachine.records import RequestRecord
@@ -54,11 +55,29 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     }
 
 
+def test_a_line_says_what_its_event_carried_and_a_batch_that_stays_the_same_is_said_once() -> None:
+    world, gate, written = open_world(), Gate(), Trace()
+    request = RequestRecord(world, 1, "r1")
+    for event in ("submit", "admit", "start"):
+        gate.fire(request, event)
+    batch = (request,)
+    for number in (1, 2):
+        gate.fire(world.new_step(number), "plan", {"requests": batch})
+        gate.fire(world.older if number == 1 else world.newer, "launch")
+    gate.fire(world.engine, "pause", {"owner": "user", "mode": Mode.keep})
+    written.transitions(0.0, 1, gate.log)
+    carried = [(entry["event"], entry.get("data")) for entry in written.entries][3:]
+    assert carried == [
+        ("plan", {"requests": [1]}), ("launch", None), ("plan", None), ("launch", None),
+        ("pause", {"owner": "user", "mode": "keep"}), ("hold", {"mode": "keep"}),
+    ]  # fmt: skip
+
+
 def test_a_trace_file_is_one_json_object_a_line_behind_a_header(tmp_path: Path) -> None:
     path = tmp_path / "trace.ndjson"
     record_a_run(path)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert lines[0] == header() == {"quiesce_trace": 1, "spec": spec_hash()}
+    assert lines[0] == header() == {"quiesce_trace": 2, "spec": spec_hash()}
     assert len(lines) == 14
 
 
@@ -69,11 +88,11 @@ def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     assert len(list(read(tmp_path / "trace.ndjson"))) == 13
 
 
-@pytest.mark.parametrize("first", ["", "{}", '{"quiesce_trace": 2, "spec": "x"}', '{"t": 1}'])
+@pytest.mark.parametrize("first", ["", "{}", '{"quiesce_trace": 1, "spec": "x"}', '{"t": 1}'])
 def test_what_is_no_trace_of_this_version_is_refused(tmp_path: Path, first: str) -> None:
     path = tmp_path / "other.ndjson"
     path.write_text(first + "\n" if first else "", encoding="utf-8")
-    with pytest.raises(ValueError, match="not a quiesce trace of version 1"):
+    with pytest.raises(ValueError, match="not a quiesce trace of version 2"):
         list(read(path))
 
 
