@@ -160,14 +160,14 @@ def _add_diagram(commands: Commands) -> None:
 
 def _diagram(asked: argparse.Namespace) -> int:
     from quiesce.spec import MACHINES
-    from quiesce.statemachine import diagram
+    from quiesce.statemachine import diagram, graphviz
 
     if asked.machine is None:
         paths = diagram.write_all(asked.out)
         print(f"{len(MACHINES)} machines in {len(paths)} files: {asked.out}")
         return 0
     machine = next(machine for machine in MACHINES if machine.name == asked.machine)
-    draw = {"mermaid": diagram.mermaid, "dot": diagram.dot, "md": diagram.markdown_table}[asked.format]
+    draw = {"mermaid": diagram.mermaid, "dot": graphviz.dot, "md": diagram.markdown_table}[asked.format]
     print(draw(machine), end="")
     return 0
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import html
 import subprocess
-from shutil import which
-from typing import Final
 
 from quiesce.spec.language import Machine
-from quiesce.statemachine.diagram import dot, mermaid
-
-DOT_TIMEOUT_S: Final = 20.0
+from quiesce.statemachine.diagram import mermaid
+from quiesce.statemachine.graphviz import ToolMissing, dot, svg
 
 
 def machine_svg(machine: Machine) -> str | None:
     """The machine as Graphviz draws it; None where its `dot` is not installed or cannot draw it."""
-    program = which("dot")
-    if program is None:
-        return None
     try:
-        done = subprocess.run(
-            [program, "-Tsvg"], input=dot(machine), capture_output=True, text=True, check=True, timeout=DOT_TIMEOUT_S
-        )
-    except (OSError, subprocess.SubprocessError):
+        return svg(dot(machine))
+    except (ToolMissing, OSError, subprocess.SubprocessError):
         return None
-    return done.stdout[max(done.stdout.find("<svg"), 0) :]
 
 
 def machine_html(machine: Machine) -> str:

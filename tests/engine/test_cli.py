@@ -16,7 +16,7 @@ import pytest
 from quiesce.engine import cli, demo, logs
 from quiesce.spec import MACHINES
 from quiesce.spec.language import Machine
-from quiesce.statemachine import diagram
+from quiesce.statemachine import diagram, graphviz
 
 LATER = ("serve", "fuzz", "replay")
 
@@ -61,7 +61,7 @@ def test_a_call_that_cannot_be_exits_2_and_shows_the_usage(arguments: list[str],
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 def test_diagram_prints_what_the_library_draws(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = {"mermaid": diagram.mermaid, "dot": diagram.dot, "md": diagram.markdown_table}
+    drawn = {"mermaid": diagram.mermaid, "dot": graphviz.dot, "md": diagram.markdown_table}
     assert cli.main(["diagram", machine.name]) == 0
     assert capsys.readouterr().out == diagram.mermaid(machine)
     for name, draw in drawn.items():

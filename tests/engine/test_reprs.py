@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shutil import which
+import shutil
 from types import MappingProxyType
 
 import pytest
@@ -36,7 +36,7 @@ def test_what_a_caller_named_is_escaped() -> None:
 
 
 def test_without_graphviz_a_machine_is_its_mermaid_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert notebook.machine_svg(MACHINES[0]) is None
     shown = notebook.machine_html(MACHINES[0])
     assert shown.startswith("<pre>")
@@ -44,11 +44,11 @@ def test_without_graphviz_a_machine_is_its_mermaid_text(monkeypatch: pytest.Monk
 
 
 def test_a_program_that_fails_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "which", lambda name: "/bin/false")
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
     assert notebook.machine_svg(MACHINES[0]) is None
 
 
-@pytest.mark.skipif(which("dot") is None, reason="needs Graphviz (apt install graphviz)")
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz (apt install graphviz)")
 def test_with_graphviz_a_machine_is_drawn_with_all_its_states() -> None:
     drawn = notebook.machine_svg(MACHINES[0])
     assert drawn is not None

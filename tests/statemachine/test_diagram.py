@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from transitions.extensions import GraphMachine
 
-from quiesce.spec import FACTS, HELD_MODE_POLICIES, MACHINES, PASS_ORDER
+from quiesce.spec import MACHINES
 from quiesce.spec.language import Machine
-from quiesce.statemachine.diagram import STYLES, coupling_markdown, dot, edges, markdown_table, mermaid, write_all
+from quiesce.statemachine.diagram import markdown_table, mermaid, write_all
+from quiesce.statemachine.edges import edges
 from quiesce.statemachine.machine import sealed_machines
+from tests.statemachine.tables_of import table_rows
 from tests.statemachine.tools import require_tool
 
 BY_NAME = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 MERMAID_EDGE = re.compile(r"^\s+(\w+) --> (\w+) : (\w+)( \[(?P<guard>.*)\])?$", re.MULTILINE)
 MERMAID_STAYS = re.compile(r"^\s+stays on (\w+)", re.MULTILINE)
-DOT_EDGE = re.compile(r'^    "s_(\w+)" -> "s_(\w+)" \[id="e_(\w+)", .*style=(\w+)', re.MULTILINE)
 
 
 def drawn_moves(text: str) -> Counter[tuple[str, str, str]]:
@@ -46,7 +47,7 @@ def test_two_processes_with_different_hash_seeds_draw_the_same_bytes(tmp_path: P
     first, second = draw_in_another_process(tmp_path / "1", "1"), draw_in_another_process(tmp_path / "2", "2")
     assert first == second
     assert sorted(first) == sorted(
-        [*(f"{machine.name}.{kind}" for machine in MACHINES for kind in ("mmd", "dot", "md")), "coupling.md"]
+        [f"{name}.{kind}" for name in (*(machine.name for machine in MACHINES), "coupling") for kind in ("mmd", "dot", "md")]
     )
     assert all(text.endswith(b"\n") and b"\r" not in text and b" object at 0x" not in text for text in first.values())
 
@@ -125,48 +126,6 @@ def test_a_label_is_short_and_what_is_elided_is_written_out_beside_the_state(mac
 
 
 @BY_NAME
-def test_graphviz_names_every_state_and_every_edge_and_draws_owners_apart(machine: Machine) -> None:
-    text = dot(machine)
-    assert all(f'[id="s_{state}", label="{state}' in text for state in machine.states)
-    found = {identity: (source, target, style) for source, target, identity, style in DOT_EDGE.findall(text)}
-    wanted = {
-        f"{edge.row.event}_{edge.number}_{edge.source}": (edge.source, edge.target, STYLES[edge.owner])
-        for edge in edges(machine)
-        if not edge.stays
-    }
-    assert found == wanted
-    legend = text[text.index("label=") : text.index("    node [")]
-    for edge in edges(machine):
-        if edge.is_elided:
-            assert f"row {edge.number}, {edge.row.event}: {edge.row.when}" in legend.replace("\\l  ", " ")
-    for state in machine.states:
-        box = (
-            next(line for line in text.splitlines() if line.startswith(f'    "s_{state}" ['))
-            .split("tooltip=")[0]
-            .replace("\\n", " ")
-        )
-        assert all(edge.label in re.sub(" +", " ", box) for edge in edges(machine) if edge.stays and edge.source == state)
-
-
-@BY_NAME
-def test_graphviz_accepts_it_and_keeps_the_names_in_the_svg(machine: Machine) -> None:
-    program = require_tool("dot", "graphviz")
-    done = subprocess.run([program, "-Tsvg"], input=dot(machine), capture_output=True, text=True, check=True)
-    assert "Warning" not in done.stderr
-    for state in machine.states:
-        assert f'id="s_{state}"' in done.stdout
-    for edge in edges(machine):
-        assert edge.stays or f'id="e_{edge.row.event}_{edge.number}_{edge.source}"' in done.stdout
-
-
-def table_rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the table under a heading, its head excluded."""
-    block = text.split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in block.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
-
-
-@BY_NAME
 def test_the_table_has_every_row_with_all_it_says(machine: Machine) -> None:
     rows = table_rows(markdown_table(machine), "Rows")
     assert [int(cells[0]) for cells in rows] == list(range(len(machine.rows)))
@@ -197,21 +156,6 @@ def test_the_table_gives_every_cell_that_is_not_a_move_with_its_reason(machine: 
     assert moving | answered == {(str(state), str(event.name)) for state in machine.states for event in machine.events}
     assert all(entry.reason in text for entry in machine.ignored)
     assert all(entry.how_to in text for entry in machine.refused)
-
-
-def test_the_coupling_has_the_pass_the_facts_the_joint_moves_and_the_policies() -> None:
-    text = coupling_markdown()
-    assert [cells[1] for cells in table_rows(text, "Order of the pass")] == [
-        f"`{machine}.{event}`" for machine, event in PASS_ORDER
-    ]
-    assert [(cells[0], cells[2], cells[3]) for cells in table_rows(text, "Facts")] == [
-        (f"`{fact.name}`", f"`{fact.when}`", fact.sentence) for fact in FACTS
-    ]
-    joint = table_rows(text, "Moves made in the same instant")
-    assert len(joint) == len([row for machine in MACHINES for row in machine.rows if row.also])
-    assert [cells[0] for cells in table_rows(text, "What a held mode means")] == [
-        f"`{policy.mode}`" for policy in HELD_MODE_POLICIES
-    ]
 
 
 def test_a_missing_tool_is_a_skip_that_names_its_package_and_a_failure_where_it_is_required(
