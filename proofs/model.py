@@ -51,11 +51,17 @@ class Action:
     assigns: tuple[Assign, ...]
     effects: tuple[str, ...] = ()
     """With the instance that minted them: `request[0].free_blocks(drop)`."""
+    request: str = ""
+    """The request that the event names, where it names one: the step's `plan`, `strip_members`."""
 
     @property
     def fair_name(self) -> str:
-        """Fairness belongs to the event of one instance."""
-        return f"{self.machine}[{self.instance}].{self.event.name}"
+        """Fairness belongs to the event of one instance; where the event names a request it is due to that request, in whatever slot."""
+        return (
+            f"{self.machine}.{self.event.name}({self.request})"
+            if self.request
+            else f"{self.machine}[{self.instance}].{self.event.name}"
+        )
 
 
 @dataclass(slots=True)
@@ -122,7 +128,7 @@ class Builder(Reader):
                 continue
             guard, assigns, effects = move
             number = self.machines[name].rows.index(row)
-            yield Action(title, event, name, instance, number, guard, tuple(assigns), tuple(effects))
+            yield Action(title, event, name, instance, number, guard, tuple(assigns), tuple(effects), data.get("requests", ""))
 
     def _rows(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> Iterator[tuple[Row, Expr]]:
         """Each row of an event, and when it is the one taken: in its states, its guard holds and that of no earlier row does."""
