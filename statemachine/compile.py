@@ -34,6 +34,7 @@ CONSTANTS = {f"{machine.name}_{state}": state for machine in MACHINES for state 
 RECORDS = {"member": "request", "named": "request"}
 
 
+@cache
 def compile_guard(machine: str, text: str) -> Predicate | None:
     """The predicate of a guard on a record of this machine; None for `true`.
 
