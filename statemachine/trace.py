@@ -98,16 +98,28 @@ def header() -> dict[str, Any]:
     return {"quiesce_trace": VERSION, "spec": spec_hash()}
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a trace file, header excluded.
+def spec_of(path: Path) -> str:
+    """The hash of the declaration under which a trace was written.
 
     Raises:
         ValueError: not a trace of this version.
     """
     with path.open(encoding="utf-8") as lines:
         first = json.loads(next(lines, "{}"))
-        if first.get("quiesce_trace") != VERSION:
-            raise ValueError(f"{path}: not a quiesce trace of version {VERSION}")
+    if first.get("quiesce_trace") != VERSION:
+        raise ValueError(f"{path}: not a quiesce trace of version {VERSION}")
+    return str(first.get("spec"))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a trace file, header excluded.
+
+    Raises:
+        ValueError: not a trace of this version.
+    """
+    spec_of(path)
+    with path.open(encoding="utf-8") as lines:
+        next(lines)
         for line in lines:
             yield json.loads(line)
 

@@ -1,0 +1,223 @@
+"""A path of the model, taken one action at a time, for any number of requests: nothing is built that no path asks for.
+
+`Tables` reads the same rows as the explorers, by the same builder, but only the actions that are asked for; `Path` is where one stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from quiesce.proofs.expr import Expr
+from quiesce.proofs.model import Action, Builder
+from quiesce.proofs.search import State, compile_assigns, compile_guard
+from quiesce.proofs.world import World
+from quiesce.spec.check import decided
+from quiesce.spec.guards import Joint, parse_joint
+from quiesce.spec.language import Ignored, Machine, Refused, Row
+
+Data = Mapping[str, str]
+NAMED = re.compile(r"(\w+)(?:\[(\w+)\])?\.(\w+)(?:\((.*)\))?")
+
+
+class NotAPath(Exception):
+    """What was asked for is no move of the model from where one stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An event of one instance, with what it carries: what an action is called after."""
+
+    machine: str
+    instance: str
+    event: str
+    data: Mapping[str, str]
+
+    @staticmethod
+    def parse(name: str) -> Call:
+        """`engine.pause(owner=caller, mode=keep)`, `request[0].submit`.
+
+        Raises:
+            ValueError: no name of an action.
+        """
+        found = NAMED.fullmatch(name.strip())
+        if found is None:
+            raise ValueError(f"{name!r} is no name of an action, as `request[0].submit` is")
+        pairs = [part.split("=", 1) for part in (found[4] or "").split(",") if part.strip()]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{name!r}: what an event carries is written `name=value`")
+        return Call(found[1], found[2] or "", found[3], {key.strip(): value.strip() for key, value in pairs})
+
+    def __str__(self) -> str:
+        where = f"{self.machine}[{self.instance}]" if self.instance else self.machine
+        carried = ", ".join(f"{key}={value}" for key, value in self.data.items())
+        return f"{where}.{self.event}({carried})" if carried else f"{where}.{self.event}"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One record's part in a move, as a line of the trace has it."""
+
+    machine: str
+    instance: str
+    event: str
+    source: str
+    target: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of an event: the action it is, why it is ignored, or how it is refused. None of them: it waits."""
+
+    action: Action | None = None
+    ignored: str = ""
+    refused: Refused | None = None
+
+
+class Tables(Builder):
+    """The actions of a world, each made when it is asked for.
+
+    `machines`: in place of the project's own tables.
+    """
+
+    def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
+        super().__init__(world, machines)
+        self._found: dict[str, list[Action]] = {}
+        self._holds: dict[Expr, Callable[[State], bool]] = {}
+        self._after: dict[str, Callable[[State], State]] = {}
+        self._taken: dict[str, list[tuple[Row, Expr]]] = {}
+
+    def holds(self, guard: Expr, state: State) -> bool:
+        predicate = self._holds.get(guard)
+        if predicate is None:
+            predicate = self._holds[guard] = compile_guard(guard)
+        return predicate(state)
+
+    def actions(self, call: Call) -> list[Action]:
+        """All ways in which this event can happen: one for each row.
+
+        Raises:
+            NotAPath: the world has no such event.
+        """
+        name = str(call)
+        if name not in self._found:
+            self._known(call)
+            event = self.machines[call.machine].event(call.event)
+            self._found[name] = list(self._actions(call.machine, call.instance, event, call.data))
+        return self._found[name]
+
+    def _known(self, call: Call) -> None:
+        machine = self.machines.get(call.machine)
+        if machine is None or call.instance not in self.world.instances[call.machine]:
+            raise NotAPath(f"this world has no {call.machine}[{call.instance}]")
+        event = next((event for event in machine.events if event.name == call.event), None)
+        if event is None:
+            raise NotAPath(f"{call.machine} has no event {call.event}")
+        if set(event.takes) != set(call.data):
+            raise NotAPath(f"{call} must carry {', '.join(event.takes) or 'nothing'}")
+
+    def enabled(self, call: Call, state: State) -> Action | None:
+        """The action that this event is in this state, if it can happen; of the rows of a cell only one can be taken."""
+        return next((action for action in self.actions(call) if self.holds(action.guard, state)), None)
+
+    def after(self, action: Action, state: State) -> State:
+        key = f"{action.name} {action.row}"
+        apply = self._after.get(key)
+        if apply is None:
+            apply = self._after[key] = compile_assigns(action.assigns)
+        return apply(state)
+
+    def decide(self, call: Call, state: State) -> Decision:
+        """What the tables say of an event in this state, what moves with it included."""
+        action = self.enabled(call, state)
+        if action is not None:
+            return Decision(action)
+        for found in self._joint(call, state):
+            if self._row(found, state) is None and (decision := self._fallback(found, state)).refused is not None:
+                return decision
+        return self._fallback(call, state) if self._row(call, state) is None else Decision()
+
+    def _fallback(self, call: Call, state: State) -> Decision:
+        entries = decided(self.machines[call.machine], call.event)[self.value(call.machine, call.instance, "state", state)]
+        for entry in entries:
+            if isinstance(entry, Refused) and self.holds(self.guard(call.machine, call.instance, entry.when, call.data), state):
+                return Decision(refused=entry)
+        return Decision(ignored=next((entry.reason for entry in entries if isinstance(entry, Ignored)), ""))
+
+    def value(self, machine: str, instance: str, variable: str, state: State) -> str:
+        place = self.place[f"{machine}[{instance}].{variable}" if instance else f"{machine}.{variable}"]
+        return self.variables[place].values[state[place]]
+
+    def _row(self, call: Call, state: State) -> Row | None:
+        """The row that is taken, joint moves aside."""
+        name = str(call)
+        if name not in self._taken:
+            self._taken[name] = list(self._rows(call.machine, call.instance, call.event, call.data))
+        return next((row for row, here in self._taken[name] if self.holds(here, state)), None)
+
+    def _joint(self, call: Call, state: State) -> Iterator[Call]:
+        """The event and all that happen with it in the same instant, in the order in which the gate makes them."""
+        waiting = [call]
+        for leader in waiting:  # grows
+            yield leader
+            row = self._row(leader, state)
+            for joint in map(parse_joint, row.also if row is not None else ()):
+                data = {key: leader.data[word[6:]] if word.startswith("event.") else word for key, word in joint.data}
+                waiting += [Call(joint.machine, other, joint.event, data) for other in self._partners(joint, leader.data)]
+
+    def _partners(self, joint: Joint, data: Data) -> tuple[str, ...]:
+        """The instances that a joint move is about."""
+        if joint.instance == "*":
+            return self.world.instances[joint.machine]
+        return (data[joint.instance[6:]],) if joint.instance.startswith("event.") else (joint.instance,)
+
+    def moved(self, call: Call, state: State) -> list[Moved]:
+        """What the trace says of this event: a line for each record that takes a row, the leader's first."""
+        lines = []
+        for found in self._joint(call, state):
+            row = self._row(found, state)
+            if row is not None:
+                source = self.value(found.machine, found.instance, "state", state)
+                target = source if row.target is None else str(row.target)
+                number = self.machines[found.machine].rows.index(row)
+                lines.append(Moved(found.machine, found.instance, found.event, source, target, number))
+        return lines
+
+
+class Path:
+    """Where one stands in the model, having begun at its initial state."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.state: State = tuple(tables.initial)
+        self.names: list[str] = []
+        """Names of the actions so far."""
+
+    def take(self, call: Call) -> list[Moved]:
+        """Goes on by one action; the lines that a trace has of it.
+
+        Raises:
+            NotAPath: it cannot happen here.
+        """
+        action = self.tables.enabled(call, self.state)
+        if action is None:
+            raise NotAPath(f"{call} cannot happen while {self.why_not(call)}")
+        lines = self.tables.moved(call, self.state)
+        self.state = self.tables.after(action, self.state)
+        self.names.append(action.name)
+        return lines
+
+    def value(self, name: str) -> str:
+        place = self.tables.place[name]
+        return self.tables.variables[place].values[self.state[place]]
+
+    def why_not(self, call: Call) -> str:
+        """What is so, in the words of the tables: the state of the record, and what differs from the beginning."""
+        told = [
+            f"{variable.name}={variable.values[value]}"
+            for variable, value, began in zip(self.tables.variables, self.state, self.tables.initial, strict=True)
+            if value != began
+        ]
+        return ", ".join(told) or "nothing has happened"
