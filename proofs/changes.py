@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import z3
 
 from quiesce.proofs.model import Action
-from quiesce.proofs.moves import ENDS, FREES_A_TOKEN
-from quiesce.proofs.unbounded import EACH, State, Unbounded
+from quiesce.proofs.claims_engine import ENDS, FREES_A_TOKEN
+from quiesce.proofs.unbounded import EACH, State, Unbounded, all_of
 
 HOLDING = "state in (running, retracting, draining)"
 """States in which a request has blocks of its own."""
@@ -61,7 +61,7 @@ def _versions(world: Unbounded, action: Action, after: State) -> z3.BoolRef:
     if action.event.name != "commit_keep":
         old, may_run = (_of_each(world, RUNS_ON_STALE, state, request) for state in (world.before, after))
         parts.append(z3.Implies(may_run, old))
-    return z3.ForAll([request], z3.And(parts))
+    return z3.ForAll([request], all_of(parts))
 
 
 def _tokens(world: Unbounded, action: Action, after: State) -> z3.BoolRef:
@@ -72,7 +72,7 @@ def _tokens(world: Unbounded, action: Action, after: State) -> z3.BoolRef:
         may_free = action.event.name in FREES_A_TOKEN.get(owner, {"resume"}) | ENDS
         old, new = world.before.globals[place], after.globals[place]
         parts.append(z3.Or(z3.ULE(old, new), z3.And(new == 0, may_free)))
-    return z3.And(parts)
+    return all_of(parts)
 
 
 CHANGES = (

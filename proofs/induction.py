@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum, auto
 
 import z3
@@ -24,9 +24,9 @@ from quiesce.proofs.changes import CHANGES
 from quiesce.proofs.expr import Expr
 from quiesce.proofs.lemmas import LEMMAS
 from quiesce.proofs.model import Action
-from quiesce.proofs.unbounded import EACH, State, Unbounded, UnboundedBuilder
-from quiesce.spec import PROPERTIES
-from quiesce.spec.language import Judge, Machine, Modality, Property
+from quiesce.proofs.unbounded import EACH, State, Unbounded, UnboundedBuilder, all_of
+from quiesce.spec import CATALOG, PROPERTIES
+from quiesce.spec.language import Judge, Machine, Modality, Property, SpecError
 
 MILLISECONDS = 20_000
 """For one question. None has needed a tenth of it."""
@@ -54,7 +54,7 @@ class How(StrEnum):
     untouched = auto()
     """The action writes nothing that the conjunct reads; a promise on moves: there is no action of which it speaks."""
     shadowed = auto()
-    """It cannot be taken: for the same data an earlier row can."""
+    """It cannot be taken: for the same data earlier rows can, and without them it could."""
     failed = auto()
     undecided = auto()
 
@@ -116,13 +116,23 @@ class Prover:
         machines: Mapping[str, Machine] | None = None,
         lemmas: Sequence[Property] = LEMMAS,
         callers: Sequence[str] = ("caller",),
+        heard: Callable[[str, str, z3.Solver], None] | None = None,
     ) -> None:
+        """`heard` is told of every question: its title, z3's verdict, and the solver that still holds it.
+
+        Raises:
+            SpecError: a conjunct speaks of `free` or `oldest`, which no action writes and which may change at any moment.
+        """
         self.world = Unbounded(UnboundedBuilder(machines, callers))
         self.invariant = conjuncts(self.world.builder, [*promises(), *lemmas])
+        for name, tree in self.invariant.items():
+            if self.world.is_free(tree):
+                raise SpecError(f"{name}: nothing is known of free blocks and of age where the number of requests is open")
         self.moves = [move for move in moves.on_moves(self.world.builder) if not move.name.endswith(f"[{EACH}]")]
         self.solver = z3.Solver()
         self.solver.set("timeout", MILLISECONDS)
         self.solver.add(*self.world.typing)
+        self._callers, self._heard = callers, heard
         self._taken: set[tuple[str, int]] = set()
         """Name and row of every action that some state under the invariant allows."""
 
@@ -154,9 +164,9 @@ class Prover:
 
     def _of(self, number: int, action: Action) -> Iterator[Obligation]:
         world, title = self.world, f"{action.name}, row {action.row}"
+        yield Obligation(Kind.possible, title, "", self._possible(action, title))
         self.solver.push()
         self.solver.add(world.formula(action.guard, world.before))
-        yield Obligation(Kind.possible, title, "", self._possible(action))
         for move in self.moves:
             if number in move.before:
                 yield self._shown(Kind.promised, title, move.name, world.formula(move.before[number], world.before))
@@ -165,15 +175,30 @@ class Prover:
         yield from self._kept(action, title, after)
         self.solver.pop()
 
-    def _possible(self, action: Action) -> How:
-        """Whether some state that has the invariant (it is in the solver, and the guard with it) allows the action."""
-        verdict = self.solver.check()
-        if verdict == z3.sat:
+    def _possible(self, action: Action, title: str) -> How:
+        """Whether some state that has the invariant allows the action."""
+        verdict, _ = self._ask(f"{Kind.possible} {title}", self.world.formula(action.guard, self.world.before))
+        if verdict == "sat":
             self._taken.add((action.name, action.row))
             return How.solver
-        if verdict == z3.unsat:
-            return How.shadowed if any(name == action.name and row < action.row for name, row in self._taken) else How.failed
+        if verdict == "unsat":
+            return How.shadowed if self._is_shadowed(action, title) else How.failed
         return How.undecided
+
+    def _is_shadowed(self, action: Action, title: str) -> bool:
+        """Whether nothing but earlier rows, which can be taken for the same data, keeps it from being taken."""
+        if not any(name == action.name and row < action.row for name, row in self._taken):
+            return False
+        machine = self.world.builder.machines[action.machine]
+        rows = tuple(row for number, row in enumerate(machine.rows) if row.event != action.event.name or number >= action.row)
+        alone = {**CATALOG.machines, **self.world.builder.machines, action.machine: replace(machine, rows=rows)}
+        world = Unbounded(UnboundedBuilder(alone, self._callers))
+        dropped = len(machine.rows) - len(rows)
+        for one in world.model.actions:
+            if (one.name, one.row) == (action.name, action.row - dropped):
+                verdict, _ = self._ask(f"{Kind.possible} {title}, without earlier rows", world.formula(one.guard, world.before))
+                return verdict == "sat"
+        return False
 
     def _rows(self) -> Iterator[Obligation]:
         """Every row whose event happens by itself has an action that can be taken."""
@@ -196,26 +221,26 @@ class Prover:
             if name not in touched:
                 yield Obligation(Kind.kept, title, name, How.untouched)
         claims = {name: self.world.formula(tree, after) for name, tree in touched.items()}
-        if self._follows(z3.And(list(claims.values()))):
+        if self._ask(f"{Kind.kept} {title}: all that it touches", z3.Not(all_of(list(claims.values()))))[0] == "unsat":
             yield from (Obligation(Kind.kept, title, name, How.solver) for name in claims)
         else:
             yield from (self._shown(Kind.kept, title, name, claim) for name, claim in claims.items())
 
-    def _follows(self, claim: z3.BoolRef) -> bool:
-        self.solver.push()
-        self.solver.add(z3.Not(claim))
-        verdict = self.solver.check()
-        self.solver.pop()
-        return bool(verdict == z3.unsat)
-
     def _shown(self, kind: Kind, action: str, conjunct: str, claim: z3.BoolRef) -> Obligation:
-        self.solver.push()
-        self.solver.add(z3.Not(claim))
-        verdict = self.solver.check()
-        how = {"unsat": How.solver, "sat": How.failed}.get(str(verdict), How.undecided)
-        story = self._told(self.solver.model()) if verdict == z3.sat else ""
-        self.solver.pop()
+        verdict, story = self._ask(f"{kind} {action}: {conjunct}", z3.Not(claim), is_told=True)
+        how = {"unsat": How.solver, "sat": How.failed}.get(verdict, How.undecided)
         return Obligation(kind, action, conjunct, how, story)
+
+    def _ask(self, title: str, claim: z3.BoolRef, is_told: bool = False) -> tuple[str, str]:
+        """Whether a state as the solver knows it can be such (sat, unsat or unknown), and which."""
+        self.solver.push()
+        self.solver.add(claim)
+        verdict = str(self.solver.check())
+        story = self._told(self.solver.model()) if is_told and verdict == "sat" else ""
+        if self._heard is not None:
+            self._heard(title, verdict, self.solver)
+        self.solver.pop()
+        return verdict, story
 
     def _told(self, model: z3.ModelRef) -> str:
         """The state of a counterexample: what differs from the initial one, and the requests in it."""

@@ -24,6 +24,8 @@ from quiesce.spec.guards import Guard, Name
 from quiesce.spec.language import Machine, SpecError
 
 THIS, EACH = "this", "each"
+OLDEST_OF_ANY = "oldest of any"
+"""Stands in actions about the bound name, which are dropped; one bit could not speak for every request."""
 Term: TypeAlias = z3.ExprRef
 Function: TypeAlias = Callable[[Term], Term]
 """From a request to the value of one of its variables."""
@@ -86,7 +88,8 @@ class UnboundedBuilder(Builder):
         self, name: str, instance: str, variable: Name, words: Sequence[str], data: Mapping[str, str], each: str, domain: str
     ) -> Expr:
         if variable.name == "oldest":
-            bit = self.define(Definition(False, None, "oldest"))
+            whose = each if variable.instance == "each" else instance
+            bit = self.define(Definition(False, None, "oldest" if whose == THIS else OLDEST_OF_ANY))
             return bit if "yes" in words else Neg(bit)
         return super()._is_one_of(name, instance, variable, words, data, each, domain)
 
@@ -149,9 +152,9 @@ class Unbounded:
             case Neg(part):
                 return z3.Not(self.formula(part, state, each))
             case All(parts):
-                return z3.And([self.formula(part, state, each) for part in parts])
+                return all_of([self.formula(part, state, each) for part in parts])
             case Any(parts):
-                return z3.Or([self.formula(part, state, each) for part in parts])
+                return any_of([self.formula(part, state, each) for part in parts])
             case In(place, values) if place in self.builder.definitions:
                 return self._defined(self.builder.definitions[place], values, state, each)
             case In(place, values):
@@ -160,6 +163,8 @@ class Unbounded:
                 raise SpecError("a number of blocks has no place where the number of requests is open")
 
     def _defined(self, definition: Definition, values: frozenset[int], state: State, each: Term | None) -> z3.BoolRef:
+        if definition.name == OLDEST_OF_ANY:
+            raise SpecError("`oldest` may be asked of the request that the action is about, of no other")
         if definition.body is None:
             found = z3.Bool(definition.name)
         elif each is not None:
@@ -209,6 +214,18 @@ class Unbounded:
             case In(place):
                 return {self.key(place)}
         return set()
+
+    def is_free(self, tree: Expr) -> bool:
+        """Whether it depends on a bit that may change at any moment, though no action writes it."""
+        match tree:
+            case Neg(part):
+                return self.is_free(part)
+            case All(parts) | Any(parts):
+                return any(map(self.is_free, parts))
+            case In(place) if place in self.builder.definitions:
+                body = self.builder.definitions[place].body
+                return body is None or self.is_free(body)
+        return False
 
     def writes(self, action: Action) -> set[str]:
         return {self.key(one.variable) for one in action.assigns}
@@ -270,4 +287,13 @@ def _typed(term: Term, count: int) -> list[z3.BoolRef]:
 def _is_in(term: Term, values: frozenset[int]) -> z3.BoolRef:
     if z3.is_bool(term):
         return z3.BoolVal(True) if len(values) == 2 else term if 1 in values else z3.Not(term)
-    return z3.Or([term == value for value in sorted(values)])
+    return any_of([term == value for value in sorted(values)])
+
+
+def all_of(parts: Sequence[z3.BoolRef]) -> z3.BoolRef:
+    """SMT-LIB knows no `and` of fewer than two."""
+    return z3.BoolVal(True) if not parts else parts[0] if len(parts) == 1 else z3.And(parts)
+
+
+def any_of(parts: Sequence[z3.BoolRef]) -> z3.BoolRef:
+    return z3.BoolVal(False) if not parts else parts[0] if len(parts) == 1 else z3.Or(parts)
