@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quiesce.proofs.expr import FALSE, TRUE, Const, Expr, Free, In, conj, disj, neg
 from quiesce.proofs.world import World
@@ -25,12 +25,18 @@ DERIVED = {"place", "oldest", "tag"}
 """Variables whose value follows from which instance it is."""
 
 
+class OutsideWorld(SpecError):
+    """A guard names what a world leaves out."""
+
+
 class Reader:
     """The variables of one world, and its guards as expressions over them."""
 
     def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
         self.world = world
-        self.machines = {name: (machines or CATALOG.machines)[name] for name in world.instances}
+        around = world.surroundings.around(machines or CATALOG.machines)
+        self.machines = {name: around[name] for name in world.instances}
+        self._instead = {parse_guard(part): parse_guard(text) for part, (text, _) in world.surroundings.abstractions.items()}
         self.variables: list[Variable] = []
         self.initial: list[int] = []
         self.place: dict[str, int] = {}
@@ -38,9 +44,12 @@ class Reader:
             states = tuple(state for state in machine.states if (name, str(state)) not in SAME)
             for instance in world.instances[name]:
                 for variable, values in {"state": tuple(map(str, states)), **machine.variables}.items():
-                    if variable not in DERIVED:
+                    if self.is_modelled(name, variable):
                         first = str(machine.initial) if variable == "state" else str(values[0])
                         self._add(full_name(name, instance, variable), tuple(map(str, values)), first)
+
+    def is_modelled(self, machine: str, variable: str) -> bool:
+        return variable not in DERIVED and f"{machine}.{variable}" not in self.world.surroundings.no_variables
 
     def _add(self, name: str, values: tuple[str, ...], first: str) -> None:
         self.place[name] = len(self.variables)
@@ -48,12 +57,18 @@ class Reader:
         self.initial.append(values.index(first))
 
     def guard(self, name: str, instance: str, text: str, data: Mapping[str, str] | None = None) -> Expr:
-        """A guard in the words of the tables, about one instance, as an expression."""
+        """A guard in the words of the tables, about one instance, as an expression.
+
+        Raises:
+            OutsideWorld: it names what is not in this world, and nothing is said instead.
+        """
         return self._tree(name, instance, parse_guard(text), data or {})
 
     def _tree(
         self, name: str, instance: str, tree: object, data: Mapping[str, str], each: str = "", domain: str = "request"
     ) -> Expr:
+        if (instead := self._abstraction(tree)) is not None:
+            return self._tree(*((domain, each) if _is_of_each(tree) else (name, instance)), instead, data, each, domain)
         match tree:
             case Truth(value):
                 return Const(value)
@@ -72,6 +87,12 @@ class Reader:
             case Name() as fact_or_bit:
                 return self._fact_or_bit(name, instance, fact_or_bit, data, each, domain)
         raise SpecError(f"{tree!r} has no place in the model")
+
+    def _abstraction(self, tree: object) -> Guard | None:
+        """What this world says instead."""
+        if not self._instead or not isinstance(tree, (Is, Name, Positive)):
+            return None
+        return self._instead.get(replace(tree, instance="") if isinstance(tree, Name) and tree.instance == "each" else tree)
 
     def _free(self) -> Expr:
         states = tuple(self.place[full_name("request", number, "state")] for number in self.world.instances["request"])
@@ -100,6 +121,8 @@ class Reader:
         machine, other = (variable.machine, variable.instance) if variable.machine else (name, instance)
         if variable.instance == "each":
             machine, other = domain, each
+        elif variable.instance == "this":
+            other = instance
         if variable.name in DERIVED:
             value = {"place": ("older", "newer")[other == "1"], "tag": other, "oldest": "no"}[variable.name]
             return Const(value in words)
@@ -111,11 +134,15 @@ class Reader:
         fact = CATALOG.facts.get(word.name)
         if fact is None:
             return self._is_one_of(name, instance, word, ("yes",), data, each, domain)
-        about = each if word.instance == "each" else instance
+        about = each if word.instance == "each" else word.instance if word.instance not in ("", "this") else instance
         return self._tree(fact.of or "engine", about if fact.of else "", parse_guard(fact.when), data)
 
     def _is(self, name: str, instance: str, variable: str, words: Sequence[str]) -> Expr:
-        place = self.place[full_name(name, instance, variable)]
+        place = self.place.get(full_name(name, instance, variable))
+        if place is None:
+            raise OutsideWorld(
+                f"{full_name(name, instance, variable)} is not in the {self.world.name} world, and nothing is said instead"
+            )
         values = self.variables[place].values
         wanted = frozenset(values.index(word) for word in words if word in values)
         if "ended" in words and name == "request":
@@ -123,6 +150,10 @@ class Reader:
         if name == "step" and variable == "state" and {"retired", "dropped"} & set(words):
             wanted |= {values.index("empty")}
         return TRUE if len(wanted) == len(values) else In(place, wanted) if wanted else FALSE
+
+
+def _is_of_each(tree: object) -> bool:
+    return isinstance(tree, Name) and tree.instance == "each"
 
 
 def full_name(machine: str, instance: str, variable: str) -> str:

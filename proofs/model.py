@@ -19,8 +19,8 @@ from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, disj, neg
 from quiesce.proofs.guards import SAME, Reader, Variable, full_name
 from quiesce.proofs.world import CARRIED, NARROWED, World
 from quiesce.spec.check import decided
-from quiesce.spec.guards import Joint, Name, parse_joint, parse_update
-from quiesce.spec.language import Event, Machine, Owner, Refused, Row, SpecError
+from quiesce.spec.guards import Joint, Name, parse_effect, parse_joint, parse_update
+from quiesce.spec.language import Event, Ignored, Machine, Owner, Refused, Row, SpecError
 from quiesce.spec.vocabulary import TokenOwner
 
 __all__ = ["Action", "Assign", "Builder", "Model", "Variable", "build", "is_patient"]
@@ -46,7 +46,7 @@ class Action:
     machine: str
     instance: str
     row: int
-    """The row's place in its table; several for the same event are told apart by it."""
+    """The row's place in its table; several for the same event are told apart by it. -1: a message that the tables ignore."""
     guard: Expr
     assigns: tuple[Assign, ...]
     effects: tuple[str, ...] = ()
@@ -89,10 +89,11 @@ class Builder(Reader):
     def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
         super().__init__(world, machines)
         self.model = Model(world.name, self.variables, tuple(self.initial), place=self.place)
-        self._joint_only = {
-            (joint.machine, joint.event)
-            for machine in self.machines.values() for row in machine.rows for joint in map(parse_joint, row.also)
-        }  # fmt: skip
+        joints = [joint for machine in self.machines.values() for row in machine.rows for joint in map(parse_joint, row.also)]
+        around = world.surroundings
+        own = {machine.name for machine in around.machines}
+        joined = [parse_joint(text) for texts in (*around.joins.values(), around.messages.values()) for text in texts]
+        self._joint_only = {(joint.machine, joint.event) for joint in (*joints, *(one for one in joined if one.machine in own))}
 
     def build(self) -> Model:
         for name, machine in self.machines.items():
@@ -129,6 +130,35 @@ class Builder(Reader):
             guard, assigns, effects = move
             number = self.machines[name].rows.index(row)
             yield Action(title, event, name, instance, number, guard, tuple(assigns), tuple(effects), data.get("requests", ""))
+        if f"{name}.{event.name}" in self.world.surroundings.messages:
+            allowed, assigns, effects = self._joined(name, instance, [f"{name}.{event.name}"], data)
+            thrown_away = conj([self._is_thrown_away(name, instance, str(event.name), data), *allowed])
+            yield Action(f"{title} thrown away", event, name, instance, -1, thrown_away, tuple(assigns), tuple(effects))
+
+    def _is_thrown_away(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> Expr:
+        """When no row is taken and the tables say why that is harmless."""
+        states = [
+            self._is(name, instance, "state", (state,))
+            for state, entries in decided(self.machines[name], event).items()
+            if (name, state) not in SAME and any(isinstance(entry, Ignored) for entry in entries)
+        ]
+        return conj([disj(states), neg(disj([here for _, here in self._rows(name, instance, event, data)]))])
+
+    def misdirected(self, name: str, instance: str) -> Expr:
+        """When there is a message for this instance that the tables refuse."""
+        found = []
+        for event in self.machines[name].events:
+            if f"{name}.{event.name}" not in self.world.surroundings.messages:
+                continue
+            there, _, _ = self._joined(name, instance, [f"{name}.{event.name}"], {})
+            for state, entries in decided(self.machines[name], str(event.name)).items():
+                here = self._is(name, instance, "state", (state,))
+                found += [
+                    conj([here, *there, self.guard(name, instance, entry.when)])
+                    for entry in entries
+                    if isinstance(entry, Refused)
+                ]
+        return disj(found)
 
     def _rows(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> Iterator[tuple[Row, Expr]]:
         """Each row of an event, and when it is the one taken: in its states, its guard holds and that of no earlier row does."""
@@ -151,19 +181,39 @@ class Builder(Reader):
         self, name: str, instance: str, row: Row, data: Mapping[str, str], guard: Expr
     ) -> tuple[Expr, list[Assign], list[str]] | None:
         """A row with all that moves with it: guard, assignments, effects."""
-        guards, assigns = [guard], self._assigns(name, instance, row, data)
-        effects = [f"{full_name(name, instance, text)}" for text in row.effects]
-        for text in row.also:
+        words = [str(row.event), f"{row.event} > {row.target}", *(parse_effect(text).name for text in row.effects)]
+        allowed, assigns, effects = self._joined(name, instance, [f"{name}.{word}" for word in words], data, row.also)
+        own = [full_name(name, instance, text) for text in row.effects]
+        possible = [guard, *allowed, *self._conditions(name, instance, str(row.event))]
+        return conj(possible), self._assigns(name, instance, row, data) + assigns, own + effects
+
+    def _conditions(self, name: str, instance: str, event: str) -> list[Expr]:
+        """When this world lets an event of the tables happen."""
+        conditions = self.world.surroundings.conditions
+        keys = (f"{name}.{event}", full_name(name, instance, event))
+        return [self.guard(name, instance, conditions[key][0]) for key in dict.fromkeys(keys) if key in conditions]
+
+    def _joined(
+        self, name: str, instance: str, keys: Sequence[str], data: Mapping[str, str], also: Sequence[str] = ()
+    ) -> tuple[list[Expr], list[Assign], list[str]]:
+        """What moves together with a row: when it may, what it writes, its effects."""
+        guards: list[Expr] = []
+        assigns: list[Assign] = []
+        effects: list[str] = []
+        around = self.world.surroundings
+        joined = [text for key in keys for text in around.joins.get(key, ())]
+        taken = [around.messages[key] for key in keys if key in around.messages]
+        for text in (*also, *joined, *taken):
             joint = parse_joint(text)
             carried = {
                 key: data[word.removeprefix("event.")] if word.startswith("event.") else word for key, word in joint.data
             }
-            for other in self._instances(joint, data):
+            for other in self._instances(joint, instance, data):
                 allowed, followed, minted = self._followers(joint.machine, other, joint.event, carried)
                 guards.append(allowed)
                 assigns += followed
                 effects += minted
-        return conj(guards), assigns, effects
+        return guards, assigns, effects
 
     def _followers(self, name: str, instance: str, event: str, data: Mapping[str, str]) -> tuple[Expr, list[Assign], list[str]]:
         """What a joint event does to one instance: when it is not refused, and what it writes under which condition."""
@@ -192,7 +242,9 @@ class Builder(Reader):
             found.append(conj([here, neg(disj(refusals))]))
         return conj([disj(found), neg(disj(list(moves)))])
 
-    def _instances(self, joint: Joint, data: Mapping[str, str]) -> tuple[str, ...]:
+    def _instances(self, joint: Joint, instance: str, data: Mapping[str, str]) -> tuple[str, ...]:
+        if joint.instance == "this":
+            return (instance,)
         if joint.instance == "*":
             return self.world.instances[joint.machine]
         if joint.instance.startswith("event."):
@@ -208,6 +260,8 @@ class Builder(Reader):
         for text in row.sets:
             update = parse_update(text)
             variable = update.variable
+            if not self._is_kept(name, variable):
+                continue
             if variable.name == "member":
                 found += self._member_updates(instance, update.variable, update.value, data)
             elif variable.instance == "*":
@@ -224,6 +278,10 @@ class Builder(Reader):
         if row.shifts:
             found += self._shift()
         return found
+
+    def _is_kept(self, name: str, variable: Name) -> bool:
+        slots = f"[{variable.slot}]" if variable.slot else ""
+        return self.is_modelled(variable.machine or name, f"{variable.name}{slots}")
 
     def _member_updates(self, slot: str, variable: Name, value: object, data: Mapping[str, str]) -> list[Assign]:
         whom = [data["requests"]] if variable.machine == "named" else self.world.instances["request"]

@@ -6,8 +6,9 @@ A smaller world is a world all the same: it says what is not in it (`without`), 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from quiesce.proofs.environment import LINK, LINK_WITHOUT, Surroundings
 from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
 
 
@@ -20,7 +21,9 @@ class World:
     capacity: int = 0
     """Requests that may hold a block at the same time."""
     without: frozenset[str] = frozenset()
-    """Events that do not happen in this world: `engine.clear`, `request.device_fault`."""
+    """Events that do not happen in this world, unless together with another: `engine.clear`, `request.device_fault`."""
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    """What it has beside the tables, or says instead of them."""
 
     @property
     def size(self) -> str:
@@ -42,6 +45,15 @@ class World:
             "request": tuple(str(number) for number in range(num_requests)),
         }  # fmt: skip
         return World("engine", instances, num_requests if capacity is None else capacity, frozenset(without))
+
+    @staticmethod
+    def link(num_requests: int, without: Collection[str] = ()) -> World:
+        """World B: front end and core, with some streams and their requests, mailboxes between them, and one control call."""
+        slots = tuple(str(number) for number in range(num_requests))
+        instances = {
+            "link": ("",), "admission": ("",), "call": ("",), "stream": slots, "to_core": slots, "to_client": slots, "request": slots,
+        }  # fmt: skip
+        return World("link", instances, num_requests, LINK_WITHOUT | frozenset(without), LINK)
 
 
 CARRIED = {

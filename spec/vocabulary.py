@@ -282,6 +282,8 @@ class LinkState(StrEnum):
 
 class LinkEvent(StrEnum):
     connect = auto()
+    crash = auto()
+    detect = auto()
     lose = auto()
     kill = auto()
     restart = auto()
