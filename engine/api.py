@@ -29,6 +29,7 @@ from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import Session
 from quiesce.engine.stream import FrontEnd, Stream
 from quiesce.spec.vocabulary import LinkState, OperationKind
+from quiesce.statemachine.trace import Trace
 
 logger = logging.getLogger("quiesce.api")
 T = TypeVar("T")
@@ -220,8 +221,12 @@ class AsyncEngine(ControlCalls):
             raise InvalidRequest("request_ids", f"must name requests, not {shown(request_ids)}")
         names = list(dict.fromkeys(asked_for))
         asked = [(name, self._abort(name)) for name in names]
-        answers = [(name, await self._was_live(answer)) for name, answer in asked]
-        return AbortResult(tuple(name for name, live in answers if live), tuple(name for name, live in answers if not live))
+        found = await asyncio.gather(*(self._was_live(answer) for _, answer in asked), return_exceptions=True)
+        for error in found:  # every answer is heard before the first error is told
+            if isinstance(error, BaseException):
+                raise error
+        live = dict(zip(names, found, strict=True))
+        return AbortResult(tuple(name for name in names if live[name]), tuple(name for name in names if not live[name]))
 
     async def _was_live(self, answer: asyncio.Future[object] | None) -> bool:
         """What the core says; one that stopped before it could had answered the request by then."""
@@ -277,6 +282,11 @@ class AsyncEngine(ControlCalls):
         """The last published snapshot. Costs nothing, works in every state."""
         return self._front.status()
 
+    @property
+    def trace(self) -> Trace:
+        """The last transitions of every machine; `watch` it to see further ones."""
+        return self._front.trace
+
     async def check_health(self) -> None:
         """Returns while the engine is alive.
 
@@ -303,8 +313,7 @@ class AsyncEngine(ControlCalls):
         if not is_seconds(seconds):
             raise InvalidRequest("timeout", f"must be seconds, 0 or more, not {shown(timeout)}")
         self._start()
-        status = self.status()
-        result = Transition(status.engine, False, status.epoch)
+        result: Transition | None = None
         if self._front.world.link.state == LinkState.up:
             with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted
                 asked = self._front.control(lambda call: Control(call, OperationKind.shutdown, timeout_s=float(seconds)))
@@ -312,4 +321,4 @@ class AsyncEngine(ControlCalls):
         if self._ended is not None:
             await asyncio.shield(self._ended)
         self._link.join()
-        return result
+        return result if result is not None else self._unchanged()

@@ -21,7 +21,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,7 @@ class Trace:
         self._file: IO[str] | None = None
         self._planned: object = None
         """The requests of the step planned last, to tell whether the next one names the same."""
+        self._watchers: list[Callable[[dict[str, Any]], None]] = []
         self._lock = threading.Lock()  # the core and the front end write, each from its own thread
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +76,26 @@ class Trace:
     def _add(self, entry: dict[str, Any]) -> None:
         with self._lock:
             self.entries.append(entry)
+            for look in self._watchers:
+                look(entry)
             if self._file is not None:
                 try:
                     self._file.write(json.dumps(entry) + "\n")
                 except OSError as error:  # a full disk must not fail the engine; what is missing is said
                     logger.error("the trace ends here: %s", error)
                     self._file = None
+
+    def watch(self, look: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Calls `look` with every further entry, in the thread that adds it, until the function that is returned is called."""
+        with self._lock:
+            self._watchers.append(look)
+
+        def stop() -> None:
+            with self._lock:
+                if look in self._watchers:
+                    self._watchers.remove(look)
+
+        return stop
 
     def close(self) -> None:
         """Flushes and closes the file. Idempotent."""
