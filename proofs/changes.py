@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import z3
 
-from quiesce.proofs.model import Action
 from quiesce.proofs.claims_engine import ENDS, FREES_A_TOKEN
+from quiesce.proofs.model import Action
 from quiesce.proofs.unbounded import EACH, State, Unbounded, all_of
 
 HOLDING = "state in (running, retracting, draining)"
