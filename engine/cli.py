@@ -6,7 +6,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,11 +31,13 @@ def _parser() -> argparse.ArgumentParser:
         "--log-level", choices=logs.LEVELS, default="warning", help="least level of log lines, on stderr (default: %(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    _add_serve(commands)
     _add_chat(commands)
     _add_bench(commands)
     _add_demo(commands)
     _add_diagram(commands)
     _add_prove(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -42,6 +45,22 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 MODEL_HELP = "the shipped model, `tiny`, or a Hugging Face checkpoint folder"
+
+
+def _add_serve(commands: Commands) -> None:
+    from quiesce.engine.server.flags import add_arguments
+
+    text = "Serve a model over HTTP: OpenAI's API, token-in/token-out, and the control verbs."
+    command = commands.add_parser("serve", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("model", nargs="?", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    add_arguments(command)
+    command.set_defaults(run=_serve)
+
+
+def _serve(asked: argparse.Namespace) -> int:
+    from quiesce.engine.server.command import run
+
+    return run(asked)
 
 
 def _add_chat(commands: Commands) -> None:
@@ -138,37 +157,109 @@ def _prove(asked: argparse.Namespace) -> int:
         return 2
 
 
+def _add_replay(commands: Commands) -> None:
+    text = "Drive the real engine along a story of the model's actions, or follow a trace of an engine in the model."
+    command = commands.add_parser("replay", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("file", type=Path, metavar="FILE", help="a story (JSON), or a trace that an engine wrote")
+    command.set_defaults(run=_replay)
+
+
+def _replay(asked: argparse.Namespace) -> int:
+    from quiesce.stateful.replay import run
+    from quiesce.stateful.story import StoryError
+
+    try:
+        return run(asked.file)
+    except StoryError as error:
+        print(f"quiesce replay: {error}", file=sys.stderr)
+        return 2
+
+
 def _add_diagram(commands: Commands) -> None:
     from quiesce.spec import MACHINES
 
-    text = "Draw the lifecycles from the tables that the engine runs."
+    text = "Draw the lifecycles from the tables that the engine runs, or what changed between two revisions of them."
     command = commands.add_parser(
         "diagram", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    names = [machine.name for machine in MACHINES]
+    names = [*(machine.name for machine in MACHINES), "coupling", "composed"]
     command.add_argument(
         "machine",
         nargs="?",
         choices=names,
         metavar="MACHINE",
-        help=f"print this one: {', '.join(names)}; without it all are written",
+        help=f"print this one: {', '.join(names)} (what the machines share; engine, memory and weights together); "
+        "without it all machines are written",
     )
-    command.add_argument("--format", choices=("mermaid", "dot", "md"), default="mermaid", help="of what is printed")
-    command.add_argument("--out", type=Path, default=Path("build/diagrams"), help="folder for all of them")
+    command.add_argument(
+        "--format", choices=("mermaid", "dot", "md", "svg"), default="mermaid", help="of what is printed; svg needs Graphviz"
+    )
+    command.add_argument("--out", type=Path, default=Path("build/diagrams"), help="folder for what is written")
+    command.add_argument(
+        "--against",
+        metavar="REV",
+        help="print what changed since this git revision, as Markdown for a review (REV..REV2: between two); "
+        "coloured pictures go to the folder",
+    )
     command.set_defaults(run=_diagram)
 
 
 def _diagram(asked: argparse.Namespace) -> int:
     from quiesce.spec import MACHINES
     from quiesce.statemachine import diagram, graphviz
+    from quiesce.statemachine.revisions import RevisionError
 
-    if asked.machine is None:
+    try:
+        if asked.against is not None:
+            return _difference(asked)
+        if asked.machine is not None:
+            pictures = _pictures(asked.machine)
+            print(graphviz.svg(pictures["dot"]()) if asked.format == "svg" else pictures[asked.format](), end="")
+            return 0
         paths = diagram.write_all(asked.out)
+        if asked.format == "svg":
+            paths += graphviz.draw_all(paths)
         print(f"{len(MACHINES)} machines in {len(paths)} files: {asked.out}")
-        return 0
-    machine = next(machine for machine in MACHINES if machine.name == asked.machine)
-    draw = {"mermaid": diagram.mermaid, "dot": graphviz.dot, "md": diagram.markdown_table}[asked.format]
-    print(draw(machine), end="")
+    except (graphviz.ToolMissing, RevisionError) as error:
+        print(f"quiesce diagram: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _pictures(name: str) -> dict[str, Callable[[], str]]:
+    """Each form in which something can be shown."""
+    from quiesce.spec import CATALOG
+    from quiesce.statemachine import coupling, diagram, graphviz
+
+    if name == "coupling":
+        return {"mermaid": coupling.mermaid, "dot": coupling.dot, "md": coupling.markdown}
+    if name == "composed":
+        from quiesce.proofs import composed
+
+        seen = composed.view()
+        return {
+            "mermaid": partial(composed.mermaid, seen),
+            "dot": partial(composed.dot, seen),
+            "md": partial(composed.markdown, seen),
+        }
+    machine = CATALOG.machines[name]
+    return {
+        "mermaid": partial(diagram.mermaid, machine),
+        "dot": partial(graphviz.dot, machine),
+        "md": partial(diagram.markdown_table, machine),
+    }
+
+
+def _difference(asked: argparse.Namespace) -> int:
+    from quiesce.statemachine import difference_report
+    from quiesce.statemachine.difference import compare
+    from quiesce.statemachine.revisions import two
+
+    found = compare(*two(asked.against))
+    print(difference_report.markdown(found), end="")
+    if found:
+        paths = difference_report.write_pictures(found, asked.out)
+        print(f"{len(paths)} coloured pictures: {asked.out}", file=sys.stderr)
     return 0
 
 

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from html import escape
+from pathlib import Path
 
 from quiesce.spec.language import Machine, Owner
 from quiesce.statemachine.edges import Edge, edges
@@ -161,3 +162,17 @@ def svg(text: str) -> str:
         [program, "-Tsvg"], input=text, capture_output=True, text=True, check=True, encoding="utf-8", timeout=DOT_TIMEOUT_S
     )
     return done.stdout[done.stdout.index("<svg") :]
+
+
+def draw_all(paths: Iterable[Path]) -> list[Path]:
+    """Draws every `.dot` of these files as an `.svg` beside it; the paths of the drawings.
+
+    Raises:
+        ToolMissing: `dot` is not installed.
+    """
+    drawn = []
+    for path in paths:
+        if path.suffix == ".dot":
+            drawn.append(path.with_suffix(".svg"))
+            drawn[-1].write_text(svg(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    return drawn

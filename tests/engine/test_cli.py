@@ -16,7 +16,8 @@ import pytest
 from quiesce.engine import cli, demo, logs
 from quiesce.spec import MACHINES
 from quiesce.spec.language import Machine
-from quiesce.statemachine import diagram, graphviz
+from quiesce.statemachine import coupling, diagram, graphviz
+from tests.statemachine.tools import require_tool
 
 LATER = ("serve", "fuzz", "replay")
 
@@ -67,6 +68,26 @@ def test_diagram_prints_what_the_library_draws(machine: Machine, capsys: pytest.
     for name, draw in drawn.items():
         assert cli.main(["diagram", machine.name, "--format", name]) == 0
         assert capsys.readouterr().out == draw(machine)
+
+
+def test_diagram_prints_the_coupling_and_draws_with_graphviz(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, draw in {"mermaid": coupling.mermaid, "dot": coupling.dot, "md": coupling.markdown}.items():
+        assert cli.main(["diagram", "coupling", "--format", name]) == 0
+        assert capsys.readouterr().out == draw()
+    require_tool("dot", "graphviz")
+    assert cli.main(["diagram", "link", "--format", "svg"]) == 0
+    assert capsys.readouterr().out.startswith("<svg ")
+    assert cli.main(["diagram", "--format", "svg", "--out", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {"coupling", *(machine.name for machine in MACHINES)}
+    capsys.readouterr()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["diagram", "link", "--format", "svg"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "quiesce diagram: dot is not installed; it comes with the Debian package graphviz (apt-get install graphviz)\n"
+    )
 
 
 def test_diagram_without_a_machine_writes_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
