@@ -164,7 +164,7 @@ def reduce_choices(recorded: Sequence[int], fails: Callable[[list[int]], bool]) 
         raise ValueError("the recorded choices do not fail when replayed")
     if still_fails([]):
         return []
-    places = _ddmin(places, still_fails)
+    places = minimal(places, still_fails)
     for place in places:
         largest = values[place]
         for smaller in range(1, largest + 1):
@@ -174,7 +174,7 @@ def reduce_choices(recorded: Sequence[int], fails: Callable[[list[int]], bool]) 
     return [values[i] if i in places else 0 for i in range(places[-1] + 1)]
 
 
-def _ddmin(places: list[int], still_fails: Callable[[Sequence[int]], bool]) -> list[int]:
+def minimal(places: list[int], still_fails: Callable[[Sequence[int]], bool]) -> list[int]:
     """Zeller and Hildebrandt, Simplifying and Isolating Failure-Inducing Input (TSE 2002): drop ever smaller parts."""
     num_parts = 2
     while len(places) >= 2:

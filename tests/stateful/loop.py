@@ -23,7 +23,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
-from quiesce.stateful.choices import Strategy
+from quiesce.stateful.choices import FIFO, Strategy
 from quiesce.stateful.ledger import AT_CREATION, Intrusion, WhichTask
 from quiesce.stateful.outside import Offer
 from quiesce.stateful.reports import (
@@ -92,6 +92,15 @@ class DeterministicLoop(SteeredLoop):
     def offered(self) -> list[str]:
         """Names of what has not happened yet, oldest first."""
         return [offer.name for offer in self._outside]
+
+    def pass_time(self, seconds: float) -> None:
+        """The clock jumps, whatever is pending; timers that are due by then follow."""
+        self._now += seconds
+
+    def turn_fair(self) -> None:
+        """From now on every choice is the ordinary one, and time passes only when nothing else can happen."""
+        self.choices.strategy = FIFO()
+        self._timely = True
 
     async def wait_settled(self) -> None:
         """Returns when nothing can happen but what is held back, or what waits for time to pass."""

@@ -1,0 +1,185 @@
+"""The alphabet of the fuzzer: what clients, operators, faults and time may do, and the values that each may carry.
+
+A *verb* is what is done, a *noun* who is meant: clients, sessions and control calls have names, given by whoever draws the actions, so
+that an action still means the same when others are taken away. A value that stands first is the ordinary one, to which failures shrink.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from quiesce.stateful.choices import FIFO, POS, DelayBounded, RandomWalk, Strategy
+
+T = TypeVar("T")
+Choose = Callable[[Sequence[Any]], Any]
+"""Picks one of several: a random number generator, or Hypothesis."""
+Values = Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing done. `given` is fit for JSON."""
+
+    verb: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+MODES = ("keep", "keep", "abort", "wait")
+TIMEOUTS = (None, None, None, 0.0, 0.5, 3.0)
+IDS = (None, None, None, None, None, "a", "b")
+OWNERS = ("user", "user", "ops")
+PROMPT: Values = {
+    "length": (5, 1, 4, 9, 17, 30),
+    "first": (0, 0, 1, 2, 3),
+    "max_tokens": (5, 1, 2, 8, 20, 70),
+    "temperature": (0.0, 0.0, 0.0, 1.0),
+    "stop_at": (None, None, None, 1),
+    "stop_after": (None, None, None, 1, 2, 5),
+    "paced": (False, False, False, True),
+    "cancel_at": (None, None, None, None, -1, 0, 1, 2, 3),
+}
+"""How one client asks and listens: it hangs up after so many outputs, reads only when told to, or is cancelled at an await."""
+
+VERBS: Mapping[str, Values] = {
+    "connect": {**PROMPT, "n": (1, 1, 1, 1, 2), "priority": (0, 0, 0, -1, 1)},
+    "connect_again": {**PROMPT},
+    "turn": {**PROMPT},
+    "read": {"outputs": (1, 2, 5)},
+    "leave": {},
+    "abort": {"also": (None, None, "nobody")},
+    "abort_unknown": {"name": ("nobody", "c", "1")},
+    "abort_all": {},
+    "open_session": {},
+    "close_session": {},
+    "pause": {"mode": MODES, "owner": OWNERS, "clear_cache": (False, False, False, True), "timeout": TIMEOUTS, "ttl": (None, None, None, 2.0)},
+    "resume": {"owner": OWNERS},
+    "sleep": {"level": (None, 1, 2, 0), "mode": (None, None, "keep", "abort", "wait"), "timeout": TIMEOUTS},
+    "sleep_tags": {
+        "tags": (
+            {"weights": "offload", "kv_cache": "offload"}, {"kv_cache": "discard"}, {"kv_cache": "offload"}, {"weights": "offload"},
+            {"weights": "discard"}, {"weights": "discard", "kv_cache": "offload"},
+        ),
+        "mode": (None, None, "keep", "abort", "wait"), "timeout": TIMEOUTS,
+    },
+    "wake_up": {"tags": (None, None, ["weights"], ["kv_cache"], ["kv_cache", "weights"]), "timeout": TIMEOUTS},
+    "update_weights": {
+        "weights": ("full", "full", "pairs", "partial", "misshapen", "unknown", "raises"),
+        "mode": MODES, "kv": ("recompute", "recompute", "keep"), "timeout": TIMEOUTS,
+    },
+    "begin_weight_update": {"mode": MODES, "kv": ("recompute", "keep"), "timeout": TIMEOUTS, "lease": (None, None, 1.0)},
+    "load_weights": {"weights": ("full", "full", "partial", "misshapen", "raises")},
+    "finish_weight_update": {},
+    "abort_weight_update": {},
+    "weights_checksum": {},
+    "reset_prefix_cache": {"reset_running_requests": (False, True, True)},
+    "shutdown": {"timeout": (30.0, 0.0, 0.5)},
+    "hang_up": {},
+    "mistake": {"which": tuple(range(16))},
+    "fail": {
+        "what": ("move", "move", "move", "row", "write", "fetch", "step", "core", "hang"),
+        "tag": ("kv_cache", "weights"), "to": ("restored", "released", "zeroed"), "after": (0, 1, 3),
+    },
+    "stall": {},
+    "go_on": {},
+    "advance": {"turns": (1, 1, 2, 3, 5, 10)},
+    "settle": {},
+    "pass_time": {"seconds": (1.0, 0.1, 5.0, 700.0)},
+}  # fmt: skip
+"""Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; the others say what they mean."""
+
+CALLS = (
+    "pause", "resume", "sleep", "sleep_tags", "wake_up", "update_weights", "begin_weight_update", "load_weights",
+    "finish_weight_update", "abort_weight_update", "weights_checksum", "reset_prefix_cache", "shutdown",
+)  # fmt: skip
+"""Verbs that are control calls; all but `weights_checksum` and `shutdown` take an operation id."""
+RARE = {
+    "fail": 0.25,
+    "shutdown": 0.06,
+    "mistake": 0.4,
+    "abort_all": 0.3,
+    "abort_unknown": 0.3,
+    "hang_up": 0.5,
+    "stall": 0.4,
+    "settle": 0.5,
+}
+OFTEN = {"connect": 3.0, "advance": 6.0}
+NEEDS = {
+    "leave": "client",
+    "abort": "client",
+    "connect_again": "client",
+    "read": "client",
+    "turn": "session",
+    "close_session": "session",
+    "hang_up": "call",
+}
+"""Verbs that need a noun."""
+MAKES = {"connect": "client", "connect_again": "client", "turn": "client", "open_session": "session"} | dict.fromkeys(
+    CALLS, "call"
+)
+LETTERS = {"client": "c", "session": "s", "call": "o"}
+
+CONFIG: Values = {
+    "num_kv_blocks": (24, 24, 17),
+    "max_num_seqs": (4, 4, 2),
+    "max_num_batched_tokens": (16, 16, 5),
+    "overlap": (True, True, False),
+    "load_format": ("dummy", "dummy", "dummy", "dummy", "dummy", "empty"),
+    "enable_prefix_caching": (True, True, True, False),
+    "max_queue": (1024, 1024, 1024, 3),
+    "max_sessions": (3, 3, 1),
+    "session_idle_timeout_s": (600.0, 2.0),
+}
+SCHEDULE: Values = {"adversarial": (False, True), "timely": (True, False)}
+
+
+class Nouns:
+    """Names that actions may use, and the next new ones."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, list[str]] = {kind: [] for kind in LETTERS}
+
+    def new(self, kind: str) -> str:
+        names = self.known[kind]
+        names.append(f"{LETTERS[kind]}{len(names)}")
+        return names[-1]
+
+
+def drawn_values(values: Values, choose: Choose) -> dict[str, Any]:
+    return {name: choose(options) for name, options in values.items()}
+
+
+def drawn_action(verb: str, choose: Choose, nouns: Nouns) -> Action | None:
+    """An action of this verb; None where there is nobody yet whom it could mean."""
+    given = drawn_values(VERBS[verb], choose)
+    if verb in NEEDS:
+        known = nouns.known[NEEDS[verb]]
+        if not known:
+            return None
+        given[NEEDS[verb]] = choose(known[-4:])
+    if verb in MAKES:
+        given["name"] = nouns.new(MAKES[verb])
+    if verb in CALLS and verb not in ("weights_checksum", "shutdown"):
+        given["operation_id"] = choose(IDS)
+    return Action(verb, given)
+
+
+def drawn_actions(rng: random.Random) -> list[Action]:
+    """A program. Some say few words often: two calls meet more often in such a one (swarm testing)."""
+    verbs = list(VERBS)
+    favoured = rng.choice((1.0, 0.7, 0.5, 0.35))
+    weights = [
+        OFTEN.get(verb, 1.0) * RARE.get(verb, 1.0) * (verb in OFTEN or rng.random() < favoured) for verb in verbs
+    ]  # fmt: skip
+    nouns, actions = Nouns(), []
+    for verb in rng.choices(verbs, weights, k=rng.choice((6, 12, 25, 50, 80))):
+        action = drawn_action(verb, rng.choice, nouns)
+        if action is not None:
+            actions.append(action)
+    return actions
+
+
+STRATEGIES: tuple[Callable[[int], Strategy], ...] = (lambda seed: FIFO(), POS, RandomWalk, DelayBounded)
+"""The portfolio. A strategy is made for a seed; choices that Hypothesis draws are a fifth one."""
