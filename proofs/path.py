@@ -191,7 +191,7 @@ class Path:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.state: State = tuple(tables.initial)
+        self.at: State = tuple(tables.initial)
         self.names: list[str] = []
         """Names of the actions so far."""
 
@@ -201,23 +201,23 @@ class Path:
         Raises:
             NotAPath: it cannot happen here.
         """
-        action = self.tables.enabled(call, self.state)
+        action = self.tables.enabled(call, self.at)
         if action is None:
             raise NotAPath(f"{call} cannot happen while {self.why_not(call)}")
-        lines = self.tables.moved(call, self.state)
-        self.state = self.tables.after(action, self.state)
+        lines = self.tables.moved(call, self.at)
+        self.at = self.tables.after(action, self.at)
         self.names.append(action.name)
         return lines
 
     def value(self, name: str) -> str:
         place = self.tables.place[name]
-        return self.tables.variables[place].values[self.state[place]]
+        return self.tables.variables[place].values[self.at[place]]
 
     def why_not(self, call: Call) -> str:
         """What is so, in the words of the tables: the state of the record, and what differs from the beginning."""
         told = [
             f"{variable.name}={variable.values[value]}"
-            for variable, value, began in zip(self.tables.variables, self.state, self.tables.initial, strict=True)
+            for variable, value, began in zip(self.tables.variables, self.at, self.tables.initial, strict=True)
             if value != began
         ]
         return ", ".join(told) or "nothing has happened"

@@ -150,7 +150,7 @@ async def _play(player: Player, calls: Sequence[Call], replayed: Replayed) -> No
         except _Ends as end:
             replayed.verdict, replayed.at, replayed.reason = end.verdict, number, end.reason
             return
-        state = player.path.tables.model.show(player.path.state)
+        state = player.path.tables.model.show(player.path.at)
         replayed.moments.append(Moment(replayed.story.actions[number], tuple(took_place), state))
 
 
@@ -174,7 +174,7 @@ class Player:
             self.happened[str(call)] -= 1
             return []
         event = self.path.tables.machines[call.machine].event(call.event)
-        action = self.path.tables.enabled(call, self.path.state)
+        action = self.path.tables.enabled(call, self.path.at)
         if action is None:
             raise _Ends(
                 Verdict.cannot, f"the model has come elsewhere by what the core does by itself: {self.path.why_not(call)}"
@@ -215,7 +215,7 @@ class Player:
         Raises:
             _Ends: they differ.
         """
-        tables, expected = self.path.tables, self.path.state
+        tables, expected = self.path.tables, self.path.at
         slots = {slot: key for key, slot in self.follower.slots.items()}
         if found := difference(tables, expected, abstract(self.stage.core.world, tables, slots)):
             raise _Ends(Verdict.disagrees, found)
