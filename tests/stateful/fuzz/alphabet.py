@@ -95,9 +95,11 @@ CALLS = (
     "finish_weight_update", "abort_weight_update", "weights_checksum", "reset_prefix_cache", "shutdown",
 )  # fmt: skip
 """Verbs that are control calls; all but `weights_checksum` and `shutdown` take an operation id."""
+MOVING = ("advance", "settle", "pass_time")
+"""Verbs that let the world move; all others begin and wait for nothing."""
 RARE = {
     "fail": 0.25,
-    "shutdown": 0.06,
+    "shutdown": 0.15,
     "mistake": 0.4,
     "abort_all": 0.3,
     "abort_unknown": 0.3,

@@ -18,7 +18,7 @@ from quiesce.engine.outputs import AbortResult, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import Session
 from quiesce.engine.tensor_files import expected_tensors
-from quiesce.stateful.fuzz.alphabet import Action
+from quiesce.stateful.fuzz.alphabet import MOVING, Action
 from quiesce.stateful.fuzz.chronicle import Chronicle
 from quiesce.stateful.fuzz.clients import Client
 from quiesce.stateful.fuzz.mistakes import MISTAKES
@@ -54,7 +54,7 @@ class Player:
     async def play(self, action: Action) -> None:
         given = dict(action.given)
         self.chronicle.played(action)
-        if action.verb in ("advance", "settle", "pass_time"):
+        if action.verb in MOVING:
             await getattr(self, f"do_{action.verb}")(**given)
         else:
             getattr(self, f"do_{action.verb}")(**given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from quiesce.engine import errors
 from quiesce.stateful.choices import Replay, Strategy
-from quiesce.stateful.fuzz.alphabet import Action
+from quiesce.stateful.fuzz.alphabet import MOVING, Action
 from quiesce.stateful.fuzz.chronicle import Chronicle
 from quiesce.stateful.fuzz.coverage import Coverage
 from quiesce.stateful.fuzz.oracles import OUTSIDE, Listener, Oracles, Problem
@@ -19,7 +19,8 @@ from quiesce.stateful.fuzz.player import Player
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.fuzz.schedule import Schedule
 from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left
-from quiesce.stateful.loop import Deadlock, DeterministicLoop, LeftOver, Livelock
+from quiesce.stateful.loop import Deadlock, DeterministicLoop, Livelock
+from quiesce.stateful.reports import unawaited_coroutines
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Outcome:
 
 
 class Production:
-    """One run in the making: actions may be played one by one, or all at once with `run`."""
+    """One run in the making: `act` and `finish`, or all of its schedule with `run`."""
 
     def __init__(
         self, folder: Path, schedule: Schedule, strategy: Strategy, *, coverage: Coverage | None = None,
@@ -67,57 +68,78 @@ class Production:
         self.oracles.watch_operations(lambda: self.rig.places, lambda: self.rig.launched)
         self.player = Player(self.loop, engine, self.rig, self.oracles, self.chronicle)
         self.played: list[Action] = []
+        self._coming: list[Action] = []
+        self._begun = False
 
-    async def begin(self) -> None:
-        """Starts the core; it loads while the first actions are played."""
-        self.rig.engine._start()
+    def act(self, action: Action) -> None:
+        """Plays an action; those that wait for nothing are kept until one lets the world move."""
+        self._coming.append(action)
+        if action.verb in MOVING:
+            self._play_on()
 
-    async def play(self, actions: Iterable[Action]) -> None:
+    def _play_on(self) -> None:
+        actions, self._coming = self._coming, []
+        self.played += actions
+        self._drive(self._play(actions))
+
+    async def _play(self, actions: Sequence[Action]) -> None:
+        if not self._begun:
+            self._begun = True
+            self.rig.engine._start()  # it loads while the first actions are played
         for action in actions:
-            self.played.append(action)
             await self.player.play(action)
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         """Turns the world fair and takes stock."""
         player, oracles, rig = self.player, self.oracles, self.rig
-        engine = rig.engine
         await player.turn_fair()
         check_clients(player, rig, oracles)
         check_balance(player, rig, oracles)
         check_engine(player, rig, oracles)
         with suppress(errors.EngineError):
-            await engine.shutdown(timeout=0)
+            await rig.engine.shutdown(timeout=0)
         check_nothing_left(player, rig, oracles)
 
-    async def _main(self) -> None:
-        await self.begin()
-        await self.play(self.schedule.actions)
-        await self.end()
-
-    def run(self) -> Outcome:
-        """Plays the whole schedule."""
-        return self.guarded(lambda: self.loop.run(self._main()))
-
-    def guarded(self, work: Callable[[], object]) -> Outcome:
-        """Does what plays the rest of the run, and turns whatever it raises into problems."""
+    def _drive(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs the loop until this is done, and turns whatever is raised into problems."""
+        if self.loop.is_closed():
+            work.close()
+            return
         logger = logging.getLogger("quiesce")
         logger.addHandler(self.listener)
         propagate, logger.propagate = logger.propagate, False
         try:
-            work()
+            with unawaited_coroutines(lambda text: self.oracles.found("left", text)):
+                self.loop.run_until_complete(self.loop.create_task(work, name="main"))
         except (Deadlock, Livelock) as stuck:
-            self.oracles.found("hang", str(stuck))
-        except LeftOver as left:
-            self.oracles.found("left", str(left))
+            self._stop("hang", str(stuck))
         except Exception as error:  # noqa: BLE001  whatever it is
-            self.oracles.found("left", f"{type(error).__name__}: {error}")
+            self._stop("left", f"{type(error).__name__}: {error}")
         finally:
             logger.removeHandler(self.listener)
             logger.propagate = propagate
-        if not self.rig.fatal and not self.rig.core_is_dead and not self.oracles.problems:
+
+    def _stop(self, oracle: str, text: str) -> None:
+        self.oracles.found(oracle, text)
+        self.loop.finish()
+
+    def finish(self) -> Outcome:
+        """Plays what is still to come, ends the run and judges it."""
+        if self._coming or not self._begun:
+            self._play_on()
+        self._drive(self._end())
+        for item in self.loop.finish():
+            self.oracles.found("left", item)
+        if not self.rig.fatal and not self.rig.core_is_dead:
             for line in self.listener.lines:
                 self.oracles.expect("log", not line.startswith("engine failed"), line)
         return self.outcome()
+
+    def run(self) -> Outcome:
+        """Plays the whole schedule."""
+        for action in self.schedule.actions:
+            self.act(action)
+        return self.finish()
 
     def outcome(self) -> Outcome:
         choices = self.loop.choices
