@@ -28,6 +28,9 @@ ASYNCIO_HOMES = {
     "engine/demo.py",
     "engine/demo_lifecycle.py",
     "engine/chat.py",
+    "engine/server/command.py",
+    "engine/server/projections.py",
+    "engine/server/serving.py",
 }
 
 

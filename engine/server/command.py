@@ -1,0 +1,102 @@
+"""`quiesce serve`: the server, and what signals do to it.
+
+The first SIGTERM or Ctrl+C closes the gate for good: new work is refused, what runs has until the deadline, every answer is delivered,
+then the process ends with 0. A second one aborts what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+from fastapi import FastAPI
+
+from quiesce.engine.api import AsyncEngine
+from quiesce.engine.server.app import make_app
+from quiesce.engine.server.flags import configured
+from quiesce.engine.server.settings import Settings
+
+logger = logging.getLogger("quiesce.server")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Serves until a signal ends it. The exit status: 0, or 1 if the engine failed.
+
+    Raises:
+        InvalidRequest: a flag's value cannot be.
+    """
+    config, settings = configured(asked)
+    engine = AsyncEngine(config)
+    return asyncio.run(_Serving(engine, settings).run())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but that signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Serving:
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self.engine, self.settings = engine, settings
+        self.app = make_app(engine, settings)
+        self.servers = [self._server(self.app, settings.port)]
+        self._ending: asyncio.Task[None] | None = None
+        self._aborting: asyncio.Task[object] | None = None
+
+    def _server(self, app: FastAPI, port: int) -> _Server:
+        config = uvicorn.Config(
+            app, host=self.settings.host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
+            h11_max_incomplete_event_size=self.settings.max_header_bytes, ws="none", server_header=False,
+        )  # fmt: skip
+        return _Server(config)
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        serving = [asyncio.ensure_future(server.serve()) for server in self.servers]
+        await self._say_where(serving)
+        await asyncio.gather(*serving)
+        if self._ending is not None:
+            await self._ending
+        return 1 if self.engine.status().engine == "failed" else 0
+
+    async def _say_where(self, serving: Sequence[asyncio.Future[None]]) -> None:
+        """Prints the address once there is one: port 0 is a free port that nobody knows yet."""
+        while not all(server.started for server in self.servers):
+            if any(one.done() for one in serving):
+                return
+            await asyncio.sleep(0.01)
+        for server in self.servers:
+            for listening in server.servers:
+                for socket in listening.sockets:
+                    host, port = socket.getsockname()[:2]
+                    print(f"http://{host}:{port}", flush=True)
+
+    def _signalled(self, number: int) -> None:
+        if self._ending is None:
+            logger.warning(
+                "%s: refusing new work; what runs has %g s", signal.Signals(number).name, self.settings.shutdown_timeout_s
+            )
+            self.app.state.host.is_stopping = True
+            self._ending = asyncio.ensure_future(self._end())
+        else:
+            logger.warning("%s again: aborting what is left", signal.Signals(number).name)
+            self._aborting = asyncio.ensure_future(self.engine.shutdown(timeout=0))
+
+    async def _end(self) -> None:
+        try:
+            await self.engine.shutdown(timeout=self.settings.shutdown_timeout_s)
+        finally:
+            for server in self.servers:
+                server.should_exit = True
+            sys.stderr.flush()
