@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from quiesce.proofs.expr import Expr
+from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
 from quiesce.proofs.model import Action, Builder
-from quiesce.proofs.search import State, compile_assigns, compile_guard
+from quiesce.proofs.search import State
 from quiesce.proofs.world import World
 from quiesce.spec.check import decided
 from quiesce.spec.guards import Joint, parse_joint
@@ -76,6 +76,23 @@ class Decision:
     refused: Refused | None = None
 
 
+def is_true(tree: Expr, state: State) -> bool:
+    """What a guard says of a state. Read as it is: a path asks too seldom for a compiled one to pay."""
+    match tree:
+        case Const(value):
+            return value
+        case In(variable, values):
+            return state[variable] in values
+        case Free(states, holding, capacity):
+            return sum(state[place] in holding for place in states) < capacity
+        case Neg(part):
+            return not is_true(part, state)
+        case All(parts):
+            return all(is_true(part, state) for part in parts)
+        case Any(parts):
+            return any(is_true(part, state) for part in parts)
+
+
 class Tables(Builder):
     """The actions of a world, each made when it is asked for.
 
@@ -85,15 +102,7 @@ class Tables(Builder):
     def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
         super().__init__(world, machines)
         self._found: dict[str, list[Action]] = {}
-        self._holds: dict[Expr, Callable[[State], bool]] = {}
-        self._after: dict[str, Callable[[State], State]] = {}
         self._taken: dict[str, list[tuple[Row, Expr]]] = {}
-
-    def holds(self, guard: Expr, state: State) -> bool:
-        predicate = self._holds.get(guard)
-        if predicate is None:
-            predicate = self._holds[guard] = compile_guard(guard)
-        return predicate(state)
 
     def actions(self, call: Call) -> list[Action]:
         """All ways in which this event can happen: one for each row.
@@ -120,14 +129,15 @@ class Tables(Builder):
 
     def enabled(self, call: Call, state: State) -> Action | None:
         """The action that this event is in this state, if it can happen; of the rows of a cell only one can be taken."""
-        return next((action for action in self.actions(call) if self.holds(action.guard, state)), None)
+        return next((action for action in self.actions(call) if is_true(action.guard, state)), None)
 
     def after(self, action: Action, state: State) -> State:
-        key = f"{action.name} {action.row}"
-        apply = self._after.get(key)
-        if apply is None:
-            apply = self._after[key] = compile_assigns(action.assigns)
-        return apply(state)
+        """All conditions and copies are read in the state before."""
+        values = list(state)
+        for one in action.assigns:
+            if is_true(one.when, state):
+                values[one.variable] = one.value if one.source is None else state[one.source]
+        return tuple(values)
 
     def decide(self, call: Call, state: State) -> Decision:
         """What the tables say of an event in this state, what moves with it included."""
@@ -142,7 +152,7 @@ class Tables(Builder):
     def _fallback(self, call: Call, state: State) -> Decision:
         entries = decided(self.machines[call.machine], call.event)[self.value(call.machine, call.instance, "state", state)]
         for entry in entries:
-            if isinstance(entry, Refused) and self.holds(self.guard(call.machine, call.instance, entry.when, call.data), state):
+            if isinstance(entry, Refused) and is_true(self.guard(call.machine, call.instance, entry.when, call.data), state):
                 return Decision(refused=entry)
         return Decision(ignored=next((entry.reason for entry in entries if isinstance(entry, Ignored)), ""))
 
@@ -155,7 +165,7 @@ class Tables(Builder):
         name = str(call)
         if name not in self._taken:
             self._taken[name] = list(self._rows(call.machine, call.instance, call.event, call.data))
-        return next((row for row, here in self._taken[name] if self.holds(here, state)), None)
+        return next((row for row, here in self._taken[name] if is_true(here, state)), None)
 
     def _joint(self, call: Call, state: State) -> Iterator[Call]:
         """The event and all that happen with it in the same instant, in the order in which the gate makes them."""

@@ -12,6 +12,7 @@ What is not shown: numbers of blocks and tokens, the order of requests, times, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,8 +20,8 @@ from quiesce.proofs.path import Call, Moved, NotAPath, Path, Tables
 from quiesce.proofs.world import World
 from quiesce.spec import CATALOG
 from quiesce.spec.language import Machine
-from quiesce.spec.vocabulary import TokenOwner
 from quiesce.statemachine import trace
+from quiesce.statemachine.records import RESERVED_OWNERS
 
 Entry = Mapping[str, Any]
 MODELLED = ("engine", "pause_token", "memory", "weights", "request", "step")
@@ -40,8 +41,10 @@ class NoPath(ValueError):
 class Follower:
     """Follows lines of world A; `path` is where the model stands."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, callers: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self.callers = dict(callers or {})
+        """Name of a caller -> its instance in the model, where that is another."""
         self.slots: dict[int, str] = {}
         """Key of a request that is not over -> its instance in the model."""
         self.steps: dict[int, str] = {}
@@ -81,7 +84,10 @@ class Follower:
         if takes is None:
             raise NotAPath(f"{machine} has no event {event}")
         if "requests" not in takes:
-            return [Call(machine, instance, event, {key: str(value) for key, value in data.items()})]
+            words = {key: str(value) for key, value in data.items()}
+            if "owner" in words:
+                words["owner"] = self.callers.get(words["owner"], words["owner"])
+            return [Call(machine, instance, event, words)]
         if event == "plan":
             self._batch = data.get("requests", self._batch)
             data["requests"] = self._batch
@@ -98,7 +104,8 @@ class Follower:
             return self._slot(self.slots, key, self.path.tables.world.instances["request"], "submit", entry)
         if machine == "step":
             return self._slot(self.steps, key, ("0", "1"), "plan", entry)
-        return "" if machine in ("engine", "weights") else str(entry["id"])
+        name = str(entry["id"])
+        return "" if machine in ("engine", "weights") else self.callers.get(name, name) if machine == "pause_token" else name
 
     def _slot(self, slots: dict[int, str], key: int, names: Sequence[str], first: str, entry: Entry) -> str:
         if key not in slots:
@@ -183,7 +190,8 @@ def follow(entries: Iterable[Entry]) -> Follower:
         _check_form(number, entry)
     events = [(number, entry) for number, entry in lines if "machine" in entry]
     mine = [(number, entry) for number, entry in events if entry["machine"] in MODELLED]
-    follower = Follower(Path(Tables(world_of([entry for _, entry in mine]))))
+    most, callers = _needed([entry for _, entry in mine])
+    follower = Follower(Path(_tables(most, tuple(callers.values()))), callers)
     try:
         follower.follow([entry for _, entry in mine])
     except NoPath as error:
@@ -212,8 +220,13 @@ def follow_file(path: FilePath) -> Follower:
     return follow(trace.read(path))
 
 
-def world_of(entries: Iterable[Entry]) -> World:
-    """The world a trace is in: a slot for as many requests as there were at once, a token for each name that held one."""
+@cache
+def _tables(most: int, callers: tuple[str, ...]) -> Tables:
+    return Tables(World.engine(most, callers=callers))
+
+
+def _needed(entries: Iterable[Entry]) -> tuple[int, dict[str, str]]:
+    """How many requests there are at once, at least one, and an instance for each caller that holds or releases a token."""
     live: set[int] = set()
     most = 1
     owners: dict[str, None] = {}
@@ -225,8 +238,8 @@ def world_of(entries: Iterable[Entry]) -> World:
             owners[str(entry["id"])] = None
         elif "owner" in entry.get("data", {}):
             owners[str(entry["data"]["owner"])] = None
-    reserved = {owner.value for owner in TokenOwner if owner is not TokenOwner.caller}
-    return World.engine(most, callers=[owner for owner in owners if owner not in reserved])
+    names = [owner for owner in owners if owner not in RESERVED_OWNERS] or ["caller"]
+    return most, {owner: f"caller_{number}" if number else "caller" for number, owner in enumerate(names)}
 
 
 def _check_form(number: int, entry: Entry) -> None:
