@@ -134,9 +134,9 @@ TO_CORE = Machine(
         Row("deliver", (ToCore.abort,), ToCore.empty, "the core ends it, if it lives", when=PASSES, also=("request[this].abort",)),
         Row("drop", (ToCore.add, ToCore.abort, ToCore.overrun), ToCore.empty, "the link is lost"),
     ),
-    ignored=(Ignored("abort", ELSEWHERE, "the link is lost: nobody takes it"), LOST),
+    ignored=(Ignored("abort", tuple(ToCore), "the link is lost: nobody takes it"), LOST),
     refused=(
-        Refused("add", ELSEWHERE, Error.defect, "one incarnation at a time"),
+        Refused("add", tuple(ToCore), Error.defect, "one incarnation at a time"),
         Refused("deliver", ELSEWHERE, Error.defect, "nothing to take"),
     ),
 )  # fmt: skip
@@ -180,7 +180,7 @@ TO_CLIENT = Machine(
         Row("drop", tuple(ToClient)[1:], ToClient.empty, "the link is lost"),
     ),
     ignored=(
-        *(Ignored(event, ELSEWHERE, "a message of a lost epoch: nobody takes it") for event in ("ack", "nak", "terminal")), LOST,
+        *(Ignored(event, tuple(ToClient), "a message of a lost epoch: nobody takes it") for event in ("ack", "nak", "terminal")), LOST,
     ),
     refused=tuple(Refused(event, ELSEWHERE, Error.defect, "nothing to take") for event in ("take_ack", "take_nak", "take_terminal")),
 )  # fmt: skip
@@ -263,7 +263,7 @@ CALL = Machine(
     ignored=(
         Ignored("drop", ELSEWHERE, "nothing is on its way"),
         Ignored("vanish", ELSEWHERE, "the core does not have it"),
-        Ignored("ask", ELSEWHERE, "one call stands for all"),
+        Ignored("ask", tuple(Call), "one call stands for all"),
     ),
     refused=tuple(Refused(event, ELSEWHERE, Error.defect, "never so") for event in ("take", "reply", "deliver", "fail")),
 )  # fmt: skip
@@ -336,3 +336,24 @@ LINK_WITHOUT = frozenset(
      "request.fail", "request.device_fault", "request.fault"}
 )  # fmt: skip
 """Driven by messages, or the engine's world: what yields its blocks still lives, and a terminal is a terminal."""
+SESSION = LINK.with_also(
+    Surroundings(
+        joins={
+            "session.turn > active": ("stream[this].call",),
+            "session.abort_turn": ("stream[this].abort",),
+            "stream.gone": ("session[this].stream_closed",),
+            "stream.deliver_terminal": ("session[this].stream_closed",),
+            "stream.deliver_refusal": ("session[this].stream_closed",),
+            "stream.deliver_error": ("session[this].stream_closed",),
+        },
+        conditions={
+            "session.request_ended": (
+                "not turn_request_ended and turn_stream_closed and stream[this].state == closed and request[this].state == ended"
+                " and to_core[this].state == empty and to_client[this].state == empty",
+                "the core says it behind everything else it has to say; a call that never got there, or whose core is gone, has no request",
+            ),
+        },
+    )
+)
+"""Every stream is a turn's. A turn whose call is refused at once is no turn: it begins and ends in one instant."""
+SESSION_WITHOUT = LINK_WITHOUT | {"stream.call", "session.stream_closed"}

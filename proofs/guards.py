@@ -64,6 +64,14 @@ class Reader:
         """
         return self._tree(name, instance, parse_guard(text), data or {})
 
+    def exactly(self, name: str, instance: str, text: str) -> Expr:
+        """As `guard`, with nothing said instead of what is not there."""
+        instead, self._instead = self._instead, {}
+        try:
+            return self.guard(name, instance, text)
+        finally:
+            self._instead = instead
+
     def _tree(
         self, name: str, instance: str, tree: object, data: Mapping[str, str], each: str = "", domain: str = "request"
     ) -> Expr:
@@ -102,8 +110,10 @@ class Reader:
 
     def _quantified(self, name: str, instance: str, universal: bool, over: str, body: Guard, data: Mapping[str, str]) -> Expr:
         domain = "request" if over in ("member", "named") else over
+        if domain not in self.world.instances:
+            raise OutsideWorld(f"the {self.world.name} world has no {domain}, and nothing is said instead")
         parts = []
-        for other in self.world.instances.get(domain, ()):
+        for other in self.world.instances[domain]:
             if over == "named" and other != data["requests"]:
                 continue
             inner = self._tree(name, instance, body, data, other, domain)

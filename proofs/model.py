@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, disj, neg
 from quiesce.proofs.guards import SAME, Reader, Variable, full_name
 from quiesce.proofs.world import CARRIED, NARROWED, World
+from quiesce.spec import CATALOG
 from quiesce.spec.check import decided
 from quiesce.spec.guards import Joint, Name, parse_effect, parse_joint, parse_update
 from quiesce.spec.language import Event, Ignored, Machine, Owner, Refused, Row, SpecError
@@ -89,7 +90,9 @@ class Builder(Reader):
     def __init__(self, world: World, machines: Mapping[str, Machine] | None = None) -> None:
         super().__init__(world, machines)
         self.model = Model(world.name, self.variables, tuple(self.initial), place=self.place)
-        joints = [joint for machine in self.machines.values() for row in machine.rows for joint in map(parse_joint, row.also)]
+        declared = [CATALOG.machines[name] for name in self.machines if name in CATALOG.machines]  # a mutant may join less
+        tables = (*self.machines.values(), *declared)
+        joints = [joint for machine in tables for row in machine.rows for joint in map(parse_joint, row.also)]
         around = world.surroundings
         own = {machine.name for machine in around.machines}
         joined = [parse_joint(text) for texts in (*around.joins.values(), around.messages.values()) for text in texts]

@@ -1,42 +1,65 @@
 """The properties of `spec/properties.py` as the explorers judge them: predicates on states, witnesses, leads-to. Promises on moves are
-`proofs/moves.py`'s."""
+`proofs/moves.py`'s.
+
+A property belongs to a world if all that it names is there, or something is said there instead of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quiesce.proofs.expr import Expr
+from quiesce.proofs.expr import Expr, neg
+from quiesce.proofs.guards import OutsideWorld
 from quiesce.proofs.model import Builder
+from quiesce.proofs.world import World
 from quiesce.spec import PROPERTIES
 from quiesce.spec.language import Judge, Modality, Property
 
+EXPECTED = "S4b_answers_are_expected"
+"""The one predicate that is made from the refused cells of a table."""
+
+
+def of(world: World, modality: Modality) -> list[Property]:
+    """Properties that a model judges, the world's own among them."""
+    return [
+        prop
+        for prop in (*PROPERTIES, *world.surroundings.properties)
+        if prop.modality is modality and Judge.model in prop.judges
+    ]
+
 
 def instances_of(builder: Builder, prop: Property) -> tuple[str, ...]:
-    return builder.world.instances[prop.machine] if prop.machine else ("",)
+    return builder.world.instances.get(prop.machine, ()) if prop.machine else ("",)
+
+
+def _read(builder: Builder, prop: Property) -> Iterator[tuple[str, Expr, Expr]]:
+    """For each instance: name, `when`, `then`; nothing where the world leaves out what they name. A witness is seen, never said instead."""
+    read = builder.exactly if prop.modality is Modality.sometimes else builder.guard
+    for instance in instances_of(builder, prop):
+        name, machine = f"{prop.name}[{instance}]" if instance else prop.name, prop.machine or "engine"
+        try:
+            yield name, read(machine, instance, prop.when), read(machine, instance, prop.then or "true")
+        except OutsideWorld:
+            return
 
 
 def always(builder: Builder) -> dict[str, Expr]:
     """Every `always` property that is a predicate."""
-    found = {}
-    for prop in PROPERTIES:
-        if prop.modality is Modality.always and prop.when and Judge.model in prop.judges:
+    properties = of(builder.world, Modality.always)
+    found = {name: when for prop in properties if prop.when for name, when, _ in _read(builder, prop)}
+    for prop in properties:
+        if prop.name == EXPECTED:
             for instance in instances_of(builder, prop):
-                name = f"{prop.name}[{instance}]" if instance else prop.name
-                found[name] = builder.guard(prop.machine or "engine", instance, prop.when)
+                found[f"{prop.name}[{instance}]"] = neg(builder.misdirected(prop.machine, instance))
     return found
 
 
 def sometimes(builder: Builder) -> dict[str, Expr]:
     """States that must be reachable, so that what is said of them is not said of nothing."""
-    named = [prop for prop in PROPERTIES if prop.modality is Modality.sometimes and Judge.model in prop.judges]
-    return {prop.name: builder.guard(prop.machine or "engine", "", prop.when) for prop in named}
+    return {name: when for prop in of(builder.world, Modality.sometimes) for name, when, _ in _read(builder, prop)}
 
 
 def eventually(builder: Builder) -> Iterator[tuple[str, Expr, Expr]]:
     """Leads-to: name, trigger, goal; one for each instance."""
-    for prop in PROPERTIES:
-        if prop.modality is Modality.eventually and Judge.model in prop.judges:
-            for instance in instances_of(builder, prop):
-                name = f"{prop.name}[{instance}]" if instance else prop.name
-                machine = prop.machine or "engine"
-                yield name, builder.guard(machine, instance, prop.when), builder.guard(machine, instance, prop.then)
+    for prop in of(builder.world, Modality.eventually):
+        yield from _read(builder, prop)

@@ -59,11 +59,11 @@ def safety(world: World, semantics: Semantics) -> Evidence:
     return found
 
 
-def liveness(world: World) -> Evidence:
-    """Every leads-to, under the declared fairness and the one-pass rule."""
+def liveness(world: World, semantics: Semantics) -> Evidence:
+    """Every leads-to, under the declared fairness."""
     builder = Builder(world)
-    graph = search.explore(builder.build(), one_pass=True)
-    where = (world.name, world.size, Semantics.one_pass, By.search)
+    graph = search.explore(builder.build(), semantics is Semantics.one_pass)
+    where = (world.name, world.size, semantics, By.search)
     found = _nothing()
     found.runs.append(Run(*where, len(graph.states), graph.num_edges, 0.0))
     for name, begin, goal in properties.eventually(builder):
@@ -90,7 +90,16 @@ def parts(profile: str) -> list[Part]:
     """What a profile is made of."""
     engine = [World.engine(number) for number in ((1,) if profile == "quick" else (1, 2))]
     found = [Part(f"{world.name} {world.size} {how}", safety, (world, how)) for world in engine for how in Semantics]
-    found.append(Part("engine N=1 leads-to", liveness, (World.engine(1),)))
+    found.append(Part("engine N=1 leads-to", liveness, (World.engine(1), Semantics.one_pass)))
+    around = [World.link(number) for number in ((1, 2) if profile == "quick" else (1, 2, 3))] + [
+        World.session(1),
+        World.session(2),
+    ]
+    found += [Part(f"{world.name} {world.size}", safety, (world, Semantics.interleaved)) for world in around]
+    found += [
+        Part(f"{world.name} N=1 leads-to", liveness, (world, Semantics.interleaved))
+        for world in (World.link(1), World.session(1))
+    ]
     if importlib.util.find_spec("z3") is not None:
         found += [
             Part("any number of requests: z3", any_number, (callers,)) for callers in (("caller",), ("caller", "another"))

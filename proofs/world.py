@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quiesce.proofs.environment import LINK, LINK_WITHOUT, Surroundings
+from quiesce.proofs.environment import LINK, LINK_WITHOUT, SESSION, SESSION_WITHOUT, Surroundings
 from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
 
 
@@ -49,11 +49,24 @@ class World:
     @staticmethod
     def link(num_requests: int, without: Collection[str] = ()) -> World:
         """World B: front end and core, with some streams and their requests, mailboxes between them, and one control call."""
-        slots = tuple(str(number) for number in range(num_requests))
-        instances = {
-            "link": ("",), "admission": ("",), "call": ("",), "stream": slots, "to_core": slots, "to_client": slots, "request": slots,
-        }  # fmt: skip
-        return World("link", instances, num_requests, LINK_WITHOUT | frozenset(without), LINK)
+        return World("link", _calls(num_requests), num_requests, LINK_WITHOUT | frozenset(without), LINK)
+
+    @staticmethod
+    def session(num_sessions: int, without: Collection[str] = ()) -> World:
+        """World C: the link world, with a session around each stream."""
+        instances = _calls(num_sessions)
+        instances["session"] = instances["stream"]
+        return World("session", instances, num_sessions, SESSION_WITHOUT | frozenset(without), SESSION)
+
+
+def _calls(number: int) -> dict[str, tuple[str, ...]]:
+    slots = tuple(map(str, range(number)))
+    return {
+        "link": ("",),
+        "admission": ("",),
+        "call": ("",),
+        **dict.fromkeys(("stream", "to_core", "to_client", "request"), slots),
+    }
 
 
 CARRIED = {

@@ -80,7 +80,9 @@ def check(machines: Iterable[Machine], facts: Iterable[Fact], properties: Iterab
     for machine in catalog.machines.values():
         complaints += _check_words(machine)
         for number, row in enumerate(machine.rows):
-            complaints += [f"{machine.file}, row {number} ({row.event}): {reason}" for reason in _check_row(catalog, machine, row)]
+            complaints += [
+                f"{machine.file}, row {number} ({row.event}): {reason}" for reason in _check_row(catalog, machine, row)
+            ]
         complaints += [f"{machine.file}: {reason}" for reason in _check_cells(catalog, machine)]
     if complaints:
         raise SpecError("\n".join(complaints))
@@ -180,7 +182,8 @@ def _joint_complaints(catalog: Catalog, text: str, takes: tuple[str, ...]) -> It
     if machine is None or joint.event not in {event.name for event in machine.events}:
         yield f"{text!r}: no such machine or event"
         return
-    if joint.instance != "*" and joint.instance not in (machine.instances or ("",)) and not joint.instance.startswith("event."):
+    known = ("*", *(machine.instances or ("", "this")))
+    if joint.instance not in known and not joint.instance.startswith("event."):
         yield f"{text!r}: {joint.instance!r} is not an instance"
     needed = set(machine.event(joint.event).takes)
     if needed != {name for name, _ in joint.data}:
@@ -199,7 +202,9 @@ def _guard_complaints(catalog: Catalog, machine: str, text: str, takes: tuple[st
     yield from _tree_complaints(catalog, machine, tree, takes, text)
 
 
-def _tree_complaints(catalog: Catalog, machine: str, tree: Guard, takes: tuple[str, ...], text: str, each: str = "") -> Iterator[str]:
+def _tree_complaints(
+    catalog: Catalog, machine: str, tree: Guard, takes: tuple[str, ...], text: str, each: str = ""
+) -> Iterator[str]:
     match tree:
         case Truth():
             return
@@ -238,7 +243,9 @@ def _variable_complaints(
             yield f"{text!r}: {word!r} is not one of {', '.join(values)}"
 
 
-def _bit_or_fact_complaints(catalog: Catalog, machine: str, name: Name, takes: tuple[str, ...], text: str, each: str) -> Iterator[str]:
+def _bit_or_fact_complaints(
+    catalog: Catalog, machine: str, name: Name, takes: tuple[str, ...], text: str, each: str
+) -> Iterator[str]:
     owner = each if name.instance == "each" else name.machine or machine
     fact = catalog.facts.get(name.name)
     if fact is not None:
@@ -253,9 +260,14 @@ def _bit_or_fact_complaints(catalog: Catalog, machine: str, name: Name, takes: t
 
 
 def _instance_complaint(catalog: Catalog, name: Name) -> str:
-    """Why this is no instance of the machine named, or nothing: `memory.state` and `memory[sky].state` name no record."""
+    """Why this is no instance of the machine named, or nothing: `memory.state` and `memory[sky].state` name no record.
+
+    `stream[this]` is the stream of the same call: for properties and for what surrounds the tables; at run time it has no place.
+    """
     machine = catalog.machines.get(name.machine)
     if machine is None or name.instance == "*" or name.instance in (machine.instances or ("",)):
+        return ""
+    if name.instance == "this" and not machine.instances:
         return ""
     return f"{name.instance!r} is not an instance of {name.machine}"
 
