@@ -117,11 +117,9 @@ class Sessions:
     # ---- what becomes of a turn -----------------------------------------------------------------------------------------------
 
     def carry(self, session: Session, stream: int) -> None:
-        """The turn has this stream."""
+        """The turn has this stream, in the same instant in which it began: nobody can have closed the session between."""
         session.stream = stream
         self._by_stream[stream] = session
-        if session.state == SessionState.closing:
-            self._abort(stream)  # closed between the turn's beginning and its stream's
 
     def stream_closed(self, stream: int, history: tuple[int, ...] | None, accepted: bool) -> None:
         """The turn's client has its terminal, or has left. `history`: all tokens, if it finished; not `accepted`: the core knows no request of it."""
