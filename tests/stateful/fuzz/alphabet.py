@@ -37,9 +37,9 @@ PROMPT: Values = {
     "max_tokens": (5, 1, 2, 8, 20, 70),
     "temperature": (0.0, 0.0, 0.0, 1.0),
     "stop_at": (None, None, None, 1),
-    "stop_after": (None, None, None, 1, 2, 5),
+    "stop_after": (None, None, None, None, None, 1, 2, 5),
     "paced": (False, False, False, True),
-    "cancel_at": (None, None, None, None, -1, 0, 1, 2, 3),
+    "cancel_at": (*(None,) * 12, -1, 0, 1, 2, 3),
 }
 """How one client asks and listens: it hangs up after so many outputs, reads only when told to, or is cancelled at an await."""
 
@@ -76,6 +76,7 @@ VERBS: Mapping[str, Values] = {
     "weights_checksum": {},
     "reset_prefix_cache": {"reset_running_requests": (False, True, True)},
     "shutdown": {"timeout": (30.0, 0.0, 0.5)},
+    "recover": {},
     "hang_up": {},
     "mistake": {"which": tuple(range(16))},
     "fail": {
@@ -88,7 +89,7 @@ VERBS: Mapping[str, Values] = {
     "settle": {},
     "pass_time": {"seconds": (1.0, 0.1, 5.0, 700.0)},
 }  # fmt: skip
-"""Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; the others say what they mean."""
+"""Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; `recover`: an operator lets go of all there is."""
 
 CALLS = (
     "pause", "resume", "sleep", "sleep_tags", "wake_up", "update_weights", "begin_weight_update", "load_weights",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
 from quiesce.stateful.choices import POS, DelayBounded, Drawn, RandomWalk, Strategy
 from quiesce.stateful.driver import ledger_checkpoint
-from quiesce.stateful.fuzz.alphabet import CALLS, CONFIG, IDS, SCHEDULE, VERBS, Action, Nouns, Values
+from quiesce.stateful.fuzz.alphabet import CONFIG, IDS, SCHEDULE, VERBS, Action, Nouns, Values
 from quiesce.stateful.fuzz.coverage import Coverage
 from quiesce.stateful.fuzz.runs import Production
 from quiesce.stateful.fuzz.schedule import Schedule
@@ -37,13 +37,25 @@ def among(values: Values) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({name: st.sampled_from(options) for name, options in values.items()})
 
 
-def control_call(verb: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
-    ids: Values = {} if verb in ("weights_checksum", "shutdown") else {"operation_id": IDS}
-    return st.tuples(st.just(verb), among({**VERBS[verb], **ids}))
-
-
 ORDER = st.lists(st.integers(0, MAX_OPTIONS - 1), max_size=12)
 """What happens next, again and again; past its end, whatever came first."""
+
+THEN = st.sampled_from((1, 3, 0, 8))
+"""Turns that the world takes right after."""
+
+
+CALLED: Bundle[str] = Bundle("calls")
+
+
+def operator(verb: str) -> Any:
+    """The rule of a control call."""
+    ids: Values = {} if verb == "weights_checksum" else {"operation_id": IDS}
+
+    def call(self: EngineMachine, given: dict[str, Any], then: int, order: list[int]) -> str:
+        return self.begin_call(verb, given, then, order)
+
+    call.__name__ = call.__qualname__ = verb
+    return rule(target=CALLED, given=among({**VERBS[verb], **ids}), then=THEN, order=ORDER)(call)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -51,7 +63,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     clients: Bundle[str] = Bundle("clients")
     sessions: Bundle[str] = Bundle("sessions")
-    calls: Bundle[str] = Bundle("calls")
+    calls = CALLED
     coverage = Coverage()
     """Of all examples of this process."""
 
@@ -60,28 +72,56 @@ class EngineMachine(RuleBasedStateMachine):
         self._nouns = Nouns()
         self._order: Iterable[int] = iter(())
         self._production: Production | None = None
+        self._perils: tuple[str, ...] = ()
+        """Rules after which little can happen any more: not in every example."""
 
     @initialize(
+        target=clients,
         config=among(CONFIG),
         schedule=among(SCHEDULE),
         strategy=st.sampled_from(("drawn", "drawn", "pos", "random", "delay")),
         seed=st.integers(0, 2**16),
+        loaded=st.sampled_from((True, True, True, False)),
+        perils=st.sampled_from(((), (), ("fail",), ("shutdown",), ("fail", "shutdown"))),
+        guests=st.lists(among(VERBS["connect"]), min_size=1, max_size=4),
+        order=ORDER,
     )
-    def begin(self, config: dict[str, Any], schedule: dict[str, Any], strategy: str, seed: int) -> None:
+    def begin(
+        self, config: dict[str, Any], schedule: dict[str, Any], strategy: str, seed: int, loaded: bool, perils: tuple[str, ...],
+        guests: list[dict[str, Any]], order: list[int],
+    ) -> Any:  # fmt: skip
         strategies: dict[str, Strategy] = {"pos": POS(seed), "random": RandomWalk(seed), "delay": DelayBounded(seed)}
         chosen = strategies.get(strategy) or Drawn(lambda num_options: next(iter(self._order), 0) % num_options)
         self._production = Production(checkpoint(), Schedule((), (), config, **schedule), chosen, coverage=self.coverage)
+        self._perils = perils
+        if loaded:
+            self._act("settle", {})
+        names = [self._nouns.new("client") for _ in guests]
+        for name, given in zip(names, guests, strict=True):
+            self._act("connect", given, name=name)
+        self._advance(1, order)
+        return multiple(*names)
 
     def _act(self, verb: str, given: dict[str, Any], **nouns: str) -> None:
         if self._production is not None:
             self._production.act(Action(verb, {**given, **nouns}))
 
+    def _advance(self, turns: int, order: list[int]) -> None:
+        if turns:
+            self._order = iter(order)
+            self._act("advance", {"turns": turns})
+
     # ---- clients --------------------------------------------------------------------------------------------------------------
 
-    @rule(target=clients, given=among(VERBS["connect"]))
-    def connect(self, given: dict[str, Any]) -> str:
+    @rule(target=clients, given=among(VERBS["connect"]), awake=st.booleans(), then=THEN, order=ORDER)
+    def connect(self, given: dict[str, Any], awake: bool, then: int, order: list[int]) -> str:
+        if awake:  # or most examples would fall asleep and stay so
+            self._order = iter(order)
+            self._act("recover", {})
+            self._act("settle", {})
         name = self._nouns.new("client")
         self._act("connect", given, name=name)
+        self._advance(then, order)
         return name
 
     @rule(target=clients, client=clients, given=among(VERBS["connect_again"]))
@@ -108,14 +148,6 @@ class EngineMachine(RuleBasedStateMachine):
     def abort(self, client: str, given: dict[str, Any]) -> None:
         self._act("abort", given, client=client)
 
-    @rule(given=among(VERBS["abort_unknown"]))
-    def abort_unknown(self, given: dict[str, Any]) -> None:
-        self._act("abort_unknown", given)
-
-    @rule()
-    def abort_all(self) -> None:
-        self._act("abort_all", {})
-
     @rule(target=sessions)
     def open_session(self) -> str:
         name = self._nouns.new("session")
@@ -128,48 +160,52 @@ class EngineMachine(RuleBasedStateMachine):
 
     # ---- operators ------------------------------------------------------------------------------------------------------------
 
-    @rule(target=calls, call=st.one_of(*(control_call(verb) for verb in CALLS)))
-    def call(self, call: tuple[str, dict[str, Any]]) -> str:
+    pause, resume = operator("pause"), operator("resume")
+    sleep, sleep_tags, wake_up = operator("sleep"), operator("sleep_tags"), operator("wake_up")
+    update_weights, begin_weight_update = operator("update_weights"), operator("begin_weight_update")
+    load_weights, finish_weight_update = operator("load_weights"), operator("finish_weight_update")
+    abort_weight_update, weights_checksum = operator("abort_weight_update"), operator("weights_checksum")
+    reset_prefix_cache = operator("reset_prefix_cache")
+
+    @precondition(lambda self: "shutdown" in self._perils)
+    @rule(target=calls, given=among(VERBS["shutdown"]))
+    def shutdown(self, given: dict[str, Any]) -> str:
+        return self.begin_call("shutdown", given, 0, [])
+
+    def begin_call(self, verb: str, given: dict[str, Any], then: int, order: list[int]) -> str:
         name = self._nouns.new("call")
-        self._act(*call, name=name)
+        self._act(verb, given, name=name)
+        self._advance(then, order)
         return name
 
     @rule(call=calls)
     def hang_up(self, call: str) -> None:
         self._act("hang_up", {}, call=call)
 
-    @rule(given=among(VERBS["mistake"]))
-    def mistake(self, given: dict[str, Any]) -> None:
-        self._act("mistake", given)
+    @rule(what=st.one_of(*(st.tuples(st.just(verb), among(VERBS[verb])) for verb in ("mistake", "abort_all", "abort_unknown"))))
+    def bother(self, what: tuple[str, dict[str, Any]]) -> None:
+        self._act(*what)
 
     # ---- the world ------------------------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: "fail" in self._perils)
     @rule(given=among(VERBS["fail"]))
     def fail(self, given: dict[str, Any]) -> None:
         self._act("fail", given)
 
-    @rule()
-    def stall(self) -> None:
-        self._act("stall", {})
-
-    @rule()
-    def go_on(self) -> None:
-        self._act("go_on", {})
+    @rule(verb=st.sampled_from(("stall", "go_on")))
+    def hold_the_device(self, verb: str) -> None:
+        self._act(verb, {})
 
     @rule(given=among(VERBS["advance"]), order=ORDER)
     def advance(self, given: dict[str, Any], order: list[int]) -> None:
         self._order = iter(order)
         self._act("advance", given)
 
-    @rule(order=ORDER)
-    def settle(self, order: list[int]) -> None:
+    @rule(what=st.one_of(*(st.tuples(st.just(verb), among(VERBS[verb])) for verb in ("settle", "pass_time"))), order=ORDER)
+    def let_be(self, what: tuple[str, dict[str, Any]], order: list[int]) -> None:
         self._order = iter(order)
-        self._act("settle", {})
-
-    @rule(given=among(VERBS["pass_time"]), order=ORDER)
-    def pass_time(self, given: dict[str, Any], order: list[int]) -> None:
-        self._order = iter(order)
-        self._act("pass_time", given)
+        self._act(*what)
 
     @invariant()
     def nobody_has_found_anything(self) -> None:

@@ -228,6 +228,13 @@ class Player:
             self.oracles.expect("answer", bool(ended & {None, "abort"}), f"{verb} says it aborted {name}, which ended {ended}")
         self.oracles.expect("answer", answer.freed_bytes >= 0, f"{verb} freed {answer.freed_bytes} bytes")
 
+    def do_recover(self) -> None:
+        self.others.append(asyncio.create_task(self._recover()))
+
+    async def _recover(self) -> None:
+        with suppress(errors.EngineError):
+            await self._let_go(self.engine.status())
+
     def do_hang_up(self, call: str) -> None:
         if call in self.calls:
             self.calls[call].cancel()
