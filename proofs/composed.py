@@ -108,7 +108,8 @@ def view(num_requests: int = 1) -> View:
     return View(num_requests, len(graph.states), tuple(sorted(set(combined))), ordered)
 
 
-def _legend(seen: View) -> list[str]:
+def legend(seen: View) -> list[str]:
+    """What the picture shows, and what it leaves out."""
     return [
         f"The engine, its memory and its weights together: every combination in {seen.num_states:,} states "
         f"({seen.num_requests} request{'' if seen.num_requests == 1 else 's'}, one pass).",
@@ -132,11 +133,11 @@ def _drawn(seen: View) -> Iterable[tuple[Box, Box, tuple[str, ...]]]:
 
 def dot(seen: View) -> str:
     """A Graphviz digraph."""
-    legend = "".join(quoted(line)[1:-1] + "\\l" for line in ["", *_legend(seen)])
+    words = "".join(quoted(line)[1:-1] + "\\l" for line in ["", *legend(seen)])
     lines = [
         "digraph composed {",
         '    graph [id="composed", rankdir=TB, nodesep=0.2, ranksep=0.45, fontname=Helvetica, fontsize=10, labelloc=b, labeljust=l,',
-        f'           label="{legend}"]',
+        f'           label="{words}"]',
         *LOOKS,
     ]
     lines += [f"    {box.name} [id={quoted(box.name)}, label=<{lines_table(box.lines, box.engine)}>]" for box in seen.boxes]
@@ -146,14 +147,14 @@ def dot(seen: View) -> str:
 
 def mermaid(seen: View) -> str:
     """A flowchart, likewise."""
-    lines = [*(f"%% {line}" for line in _legend(seen)), "flowchart TB"]
+    lines = [*(f"%% {line}" for line in legend(seen)), "flowchart TB"]
     lines += [f'    {box.name}["{"<br>".join([box.engine, *box.lines])}"]' for box in seen.boxes]
     lines += [f'    {a.name} -->|"{"<br>".join(events)}"| {b.name}' for a, b, events in _drawn(seen)]
     return "\n".join(lines) + "\n"
 
 
-def markdown(seen: View) -> str:
-    """Every combination, as a table: weights down, KV across, in the cell the states of the engine."""
+def combinations(seen: View) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Columns and rows of every combination: weights down, KV across, in the cell the states of the engine."""
     tags = [str(state) for state in MemoryState]
     rows = []
     for tag in tags:
@@ -163,13 +164,17 @@ def markdown(seen: View) -> str:
                 for kv_tag in tags
             ]
             if any(cells):
-                rows.append([f"{code(tag)}, {code(weights)}", *cells])
-    head = ["the weights' tag, the weights", *(f"KV {code(tag)}" for tag in tags)]
+                rows.append((f"{code(tag)}, {code(weights)}", *cells))
+    return ("the weights' tag, the weights", *(f"KV {code(tag)}" for tag in tags)), tuple(rows)
+
+
+def markdown(seen: View) -> str:
+    """The picture, and every combination as a table."""
     blocks = [
         "# The engine, its memory and its weights",
-        "\n".join(f"- {line}" for line in _legend(seen)),
+        "\n".join(f"- {line}" for line in legend(seen)),
         f"```mermaid\n{mermaid(seen).rstrip()}\n```",
-        f"## Which states go together\n\n{len(seen.combinations)} combinations. A cell holds the states of the engine; an empty one is never reached.\n\n"
-        + table(head, rows),
+        f"## Which states go together\n\n{len(seen.combinations)} combinations. A cell holds the states of the engine; an empty one is never reached.",
+        table(*combinations(seen)),
     ]
     return "\n\n".join(blocks) + "\n"

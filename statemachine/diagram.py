@@ -51,22 +51,34 @@ def _notes(leaving: Iterable[Edge]) -> list[str]:
 
 def markdown_table(machine: Machine) -> str:
     """The whole machine as tables: its states and variables, its rows, and every cell that is ignored or refused."""
+    blocks = [f"# {machine.name}\n\n{introduction(machine)}"]
+    for title, columns, rows in tables(machine):
+        heading = f"## {title}\n\n" if title in ("Rows", "Ignored", "Refused") else ""
+        if rows or heading:
+            blocks.append(heading + table(columns, rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def introduction(machine: Machine) -> str:
+    """What it is, where it is declared, and its instances."""
+    text = f"{machine.purpose} Declared in `{machine.file}`; rows are counted from 0, as in a trace."
+    return f"{text}\n\nInstances: {', '.join(code(name) for name in machine.instances)}." if machine.instances else text
+
+
+def tables(machine: Machine) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """Title, columns and rows of each table, the cells in Markdown; in this order: States, Variables, Rows, Ignored, Refused."""
     events = {event.name: event for event in machine.events}
     states = [[code(state) + _mark(machine, state), machine.meanings[state]] for state in machine.states]
     variables = [[code(name), ", ".join(code(value) for value in values)] for name, values in machine.variables.items()]
-    rows = [_row_cells(number, row, events[row.event]) for number, row in enumerate(machine.rows)]
     ignored, refused = _answers(machine)
-    blocks = [f"# {machine.name}\n\n{machine.purpose} Declared in `{machine.file}`; rows are counted from 0, as in a trace."]
-    if machine.instances:
-        blocks.append(f"Instances: {', '.join(code(name) for name in machine.instances)}.")
-    blocks.append(table(("state", "meaning"), states))
-    if variables:
-        blocks.append(table(("variable", "values, the initial one first"), variables))
     columns = ("row", "event", "owner", "from → to", "guard", "sets, also", "effects", "fairness", "why")
-    blocks.append("## Rows\n\n" + table(columns, rows))
-    blocks.append("## Ignored\n\n" + table(("event", "in", "reason"), ignored))
-    blocks.append("## Refused\n\n" + table(("event", "in", "when", "error", "what to do first"), refused))
-    return "\n\n".join(blocks) + "\n"
+    return [
+        ("States", ("state", "meaning"), states),
+        ("Variables", ("variable", "values, the initial one first"), variables),
+        ("Rows", columns, [_row_cells(number, row, events[row.event]) for number, row in enumerate(machine.rows)]),
+        ("Ignored", ("event", "in", "reason"), ignored),
+        ("Refused", ("event", "in", "when", "error", "what to do first"), refused),
+    ]
 
 
 def _mark(machine: Machine, state: str) -> str:
