@@ -9,6 +9,7 @@ import pytest
 from quiesce.proofs import explorer, promela, properties, search
 from quiesce.proofs.model import Builder
 from quiesce.proofs.world import World
+from quiesce.spec.language import Row
 from tests.proofs.mutants import Mutate, mutated, without
 from tests.proofs.small_worlds import broken, explored, failing, unmarked, witnessed
 from tests.statemachine.tools import require_tool
