@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagram(commands)
     _add_prove(commands)
     _add_replay(commands)
+    _add_fuzz(commands)
     return parser
 
 
@@ -160,19 +161,49 @@ def _prove(asked: argparse.Namespace) -> int:
 def _add_replay(commands: Commands) -> None:
     text = "Drive the real engine along a story of the model's actions, or follow a trace of an engine in the model."
     command = commands.add_parser("replay", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    command.add_argument("file", type=Path, metavar="FILE", help="a story (JSON), or a trace that an engine wrote")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="a story, a schedule that the fuzzer wrote, or a trace of an engine"
+    )
+    command.add_argument("--diagram", type=Path, metavar="FILE", help="of a schedule: write a Mermaid sequence diagram of it")
+    command.add_argument("--regression", type=Path, metavar="FILE", help="of a schedule: write a pytest file that plays it")
     command.set_defaults(run=_replay)
 
 
 def _replay(asked: argparse.Namespace) -> int:
+    from quiesce.stateful.fuzz import command
     from quiesce.stateful.replay import run
     from quiesce.stateful.story import StoryError
 
+    if command.is_schedule(asked.file):
+        return command.rerun(asked.file, asked.diagram, asked.regression)
     try:
         return run(asked.file)
     except StoryError as error:
         print(f"quiesce replay: {error}", file=sys.stderr)
         return 2
+
+
+def _add_fuzz(commands: Commands) -> None:
+    text = "Hunt for races, leaks, hangs and wrong tokens: clients, operators and faults against the real engine, on hostile schedules."
+    command = commands.add_parser("fuzz", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument(
+        "--profile",
+        default="quick",
+        choices=("quick", "deep", "soak"),
+        help="quick: a minute at most; deep: 20 minutes; soak: --hours",
+    )
+    command.add_argument("--hours", type=float, default=1.0, help="how long a soak takes")
+    command.add_argument("--seed", type=int, default=0, help="the first seed; a quick run plays the same ones each time")
+    command.add_argument(
+        "--out", type=Path, default=Path("build/fuzz"), help="folder for failures (quiesce replay) and coverage.json"
+    )
+    command.set_defaults(run=_fuzz)
+
+
+def _fuzz(asked: argparse.Namespace) -> int:
+    from quiesce.stateful.fuzz.command import fuzz
+
+    return fuzz(asked.profile, asked.hours, asked.seed, asked.out)
 
 
 def _add_diagram(commands: Commands) -> None:

@@ -96,6 +96,7 @@ class Production:
         check_clients(player, rig, oracles)
         check_balance(player, rig, oracles)
         check_engine(player, rig, oracles)
+        check_nothing_left(player, rig, oracles)
         with suppress(errors.EngineError):
             await rig.engine.shutdown(timeout=0)
         check_nothing_left(player, rig, oracles)

@@ -1,0 +1,99 @@
+"""`quiesce fuzz`, and what `quiesce replay` does with a schedule that the fuzzer wrote."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from quiesce.stateful.driver import ledger_checkpoint
+from quiesce.stateful.fuzz.hunt import Hunt, told
+from quiesce.stateful.fuzz.runs import Outcome, run
+from quiesce.stateful.fuzz.schedule import VERSION, Schedule, load
+
+QUICK_RUNS = 1000
+DEEP_S = 20 * 60.0
+OUT = Path("build/fuzz")
+REGRESSION = '''"""{failure}"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quiesce.stateful.fuzz.runs import run
+from quiesce.stateful.fuzz.schedule import from_json
+
+SCHEDULE = {schedule}
+
+
+def test_{name}(ledger_folder: Path) -> None:
+    outcome = run(ledger_folder, from_json(SCHEDULE))
+    assert outcome.problem is None, outcome.problem
+'''
+
+
+def fuzz(profile: str, hours: float | None, first: int, out: Path) -> int:
+    """Hunts; the exit status. 1: something was found.
+
+    Args:
+        profile: `quick` (a bounded number of runs), `deep` (20 minutes) or `soak` (`hours`).
+        first: the first seed.
+        out: where failures and the coverage are written.
+    """
+    with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
+        hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout)
+        if profile == "quick":
+            report = hunt.for_seeds(first, QUICK_RUNS)
+        else:
+            report = hunt.for_seconds(DEEP_S if profile == "deep" else 3600 * (hours or 1.0), first)
+    print(told(report))
+    print(f"coverage: {report.coverage.save(out / 'coverage.json')}")
+    return 1 if report.findings or report.left else 0
+
+
+def is_schedule(path: Path) -> bool:
+    """Whether a file is one of the fuzzer's."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return f'"quiesce_schedule": {VERSION}' in lines.read(200)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def rerun(path: Path, diagram: Path | None = None, regression: Path | None = None) -> int:
+    """Plays a schedule again and tells what happens; the exit status. 1: it fails.
+
+    Args:
+        diagram: where a Mermaid sequence diagram of it is written, if anywhere.
+        regression: where a pytest file is written that plays it, if anywhere.
+
+    Raises:
+        ValueError: the file is no schedule.
+        OSError: it cannot be read.
+    """
+    schedule = load(path)
+    with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
+        outcome = run(ledger_checkpoint(Path(folder) / "ledger"), schedule, told=True)
+    print(story_of(outcome))
+    if diagram is not None:
+        diagram.write_text(outcome.chronicle.mermaid(), encoding="utf-8")
+        print(f"diagram: {diagram}")
+    if regression is not None:
+        regression.write_text(regression_of(outcome.schedule, regression.stem.removeprefix("test_")), encoding="utf-8")
+        print(f"regression: {regression}")
+    return 0 if outcome.problem is None else 1
+
+
+def story_of(outcome: Outcome) -> str:
+    """What happened, the choices that were not ordinary, and the verdict."""
+    lines = [str(outcome.chronicle)]
+    if outcome.deviations:
+        lines += ["not first in, first out:", *(f"  {deviation}" for deviation in outcome.deviations)]
+    lines += [f"{problem.oracle}: {problem.text}" for problem in outcome.problems] or ["nothing is wrong"]
+    return "\n".join(lines)
+
+
+def regression_of(schedule: Schedule, name: str) -> str:
+    """A pytest file that plays the schedule and wants nothing to be wrong."""
+    return REGRESSION.format(failure=schedule.failure.replace('"', "'").splitlines()[0] if schedule.failure else name,
+                             schedule=repr(schedule.to_json()), name=name)  # fmt: skip
