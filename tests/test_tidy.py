@@ -31,6 +31,7 @@ ASYNCIO_HOMES = {
     "engine/server/command.py",
     "engine/server/projections.py",
     "engine/server/serving.py",
+    "engine/server/transfers.py",
 }
 
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 import quiesce
 from quiesce.engine import errors
 from quiesce.engine.api import AsyncEngine
-from quiesce.engine.server import completions, facts, projections, tokens
+from quiesce.engine.server import completions, control, facts, projections, tokens
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.limits import Limits
 from quiesce.engine.server.replies import envelope, error_body
@@ -43,7 +43,22 @@ def make_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI:
     app.state.host = host
     for module in (completions, tokens, projections, facts):
         app.include_router(module.router(host))
-    app.add_middleware(Limits, settings=host.settings)
+    if host.settings.has_admin and host.settings.admin_port is None:
+        app.include_router(control.router(host))
+    return _guarded(app, host.settings)
+
+
+def make_admin_app(host: Host) -> FastAPI:
+    """The control routes alone, for a port of their own; the engine's life is the other application's."""
+    app = FastAPI(title="Quiesce, control", version=quiesce.__version__)
+    app.include_router(control.router(host))
+    app.include_router(projections.router(host))
+    return _guarded(app, host.settings)
+
+
+def _guarded(app: FastAPI, settings: Settings) -> FastAPI:
+    """With limits on what is sent, and every error in one envelope."""
+    app.add_middleware(Limits, settings=settings)
     app.exception_handler(errors.EngineError)(_engine_error)
     app.exception_handler(RequestValidationError)(_malformed)
     app.exception_handler(HTTPException)(_http_error)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from quiesce.engine.api import AsyncEngine
-from quiesce.engine.server.app import make_app
+from quiesce.engine.server.app import make_admin_app, make_app
 from quiesce.engine.server.flags import configured
 from quiesce.engine.server.settings import Settings
 
@@ -36,6 +37,10 @@ def run(asked: argparse.Namespace) -> int:
     return asyncio.run(_Serving(engine, settings).run())
 
 
+def _listening(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
 class _Server(uvicorn.Server):
     """uvicorn, but that signals are ours."""
 
@@ -45,17 +50,24 @@ class _Server(uvicorn.Server):
 
 
 class _Serving:
+    """The applications on their sockets. Raises OSError: an address cannot be taken."""
+
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.app = make_app(engine, settings)
-        self.servers = [self._server(self.app, settings.port)]
+        sockets = [_listening(settings.host, settings.port)]
+        self.servers = [self._server(self.app)]
+        if settings.admin_port is not None:
+            sockets.append(_listening(settings.host, settings.admin_port))
+            self.servers.append(self._server(make_admin_app(self.app.state.host)))
+        self.sockets = sockets
         self._ending: asyncio.Task[None] | None = None
         self._aborting: asyncio.Task[object] | None = None
 
-    def _server(self, app: FastAPI, port: int) -> _Server:
+    def _server(self, app: FastAPI) -> _Server:
         config = uvicorn.Config(
-            app, host=self.settings.host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
-            h11_max_incomplete_event_size=self.settings.max_header_bytes, ws="none", server_header=False,
+            app, log_level="warning", access_log=False, timeout_keep_alive=30, h11_max_incomplete_event_size=self.settings.max_header_bytes,
+            ws="none", server_header=False,
         )  # fmt: skip
         return _Server(config)
 
@@ -63,7 +75,8 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        serving = [asyncio.ensure_future(server.serve()) for server in self.servers]
+        pairs = zip(self.servers, self.sockets, strict=True)
+        serving = [asyncio.ensure_future(server.serve(sockets=[listening])) for server, listening in pairs]
         await self._say_where(serving)
         await asyncio.gather(*serving)
         if self._ending is not None:
@@ -71,16 +84,14 @@ class _Serving:
         return 1 if self.engine.status().engine == "failed" else 0
 
     async def _say_where(self, serving: Sequence[asyncio.Future[None]]) -> None:
-        """Prints the address once there is one: port 0 is a free port that nobody knows yet."""
+        """Prints the addresses once they answer: port 0 is a free port that nobody knows yet."""
         while not all(server.started for server in self.servers):
             if any(one.done() for one in serving):
                 return
             await asyncio.sleep(0.01)
-        for server in self.servers:
-            for listening in server.servers:
-                for socket in listening.sockets:
-                    host, port = socket.getsockname()[:2]
-                    print(f"http://{host}:{port}", flush=True)
+        for listening in self.sockets:
+            host, port = listening.getsockname()[:2]
+            print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
     def _signalled(self, number: int) -> None:
         if self._ending is None:

@@ -10,6 +10,7 @@ from quiesce.engine.api import AsyncEngine
 from quiesce.engine.errors import EngineError, InvalidRequest
 from quiesce.engine.outputs import Status
 from quiesce.engine.server.settings import Settings
+from quiesce.engine.server.transfers import Transfers
 from quiesce.engine.tokenizer import Tokenizer
 
 
@@ -27,6 +28,7 @@ class Host:
         self.name = settings.served_model_name
         self.defaults: Mapping[str, Any] = getattr(engine.model.info, "generation_defaults", {})
         self.chat_defaults: Mapping[str, Any] = {**self.defaults, "max_tokens": None}
+        self.transfers = Transfers(engine.config.control_timeout_s)
         self.is_stopping = False
         """SIGTERM came: new work is refused at once, whatever the engine would say."""
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quiesce.engine.server.replies import envelope
 from quiesce.engine.server.settings import Settings, is_bearer
-
-
-class TooLarge(Exception):
-    """The body grew beyond the limit while it was read."""
 
 
 class Limits:
@@ -35,21 +32,10 @@ class Limits:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.settings.max_body_bytes:
-                raise TooLarge
+                raise HTTPException(413, self._too_long())
             return message
 
-        begun = False
-
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, counted, watched)
-        except TooLarge:
-            if not begun:
-                await self._too_large()(scope, receive, send)
+        await self.app(scope, counted, send)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> JSONResponse | None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -57,14 +43,14 @@ class Limits:
             return JSONResponse(envelope(431, "the headers are too long"), 431)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.max_body_bytes:
-            return self._too_large()
+            return JSONResponse(envelope(413, self._too_long()), 413)
         key = self.settings.api_key
         if key is not None and _generates(scope["path"]) and not is_bearer(headers.get("authorization"), key):
             return JSONResponse(envelope(401, "Authorization: Bearer with the server's API key is needed"), 401)
         return None
 
-    def _too_large(self) -> JSONResponse:
-        return JSONResponse(envelope(413, f"the body is longer than {self.settings.max_body_bytes} bytes"), 413)
+    def _too_long(self) -> str:
+        return f"the body is longer than {self.settings.max_body_bytes} bytes"
 
 
 def _generates(path: str) -> bool:
