@@ -323,9 +323,9 @@ static int broken_by(int a,const u64*w,u64*b){{int any=0;(void)w;(void)b;switch(
 """
 
 
-def labels(printer: Printer, trees: Sequence[Expr]) -> str:
-    """A function that gives a state a bit for each tree that holds."""
-    held = "|".join(f"(u64)!!{printer.truth(tree)}<<{number}" for number, tree in enumerate(trees)) or "0"
+def labels(printer: Printer, trees: Mapping[int, Expr]) -> str:
+    """A function that gives a state a bit for each numbered tree that holds."""
+    held = "|".join(f"(u64)!!{printer.truth(tree)}<<{number}" for number, tree in trees.items()) or "0"
     return f"static u64 labels(const u64*w){{(void)w;return {held};}}\n"
 
 
