@@ -55,7 +55,7 @@ def _machine(machine: Machine, evidence: Evidence) -> Section:
     blocks: list[Block] = [
         *(Text(part) for part in diagram.introduction(machine).split("\n\n")),
         Text(where),
-        Picture(machine.name, flowchart(machine, {}), graphviz.dot(machine)),
+        Picture(machine.name, flowchart(machine, {}), graphviz.dot(machine, spells_guards=False)),
     ]
     parts = {title: (columns, rows) for title, columns, rows in diagram.tables(machine)}
     blocks += [table(*parts["States"]), table(*parts["Rows"])]

@@ -1,6 +1,7 @@
 """Graphviz's form of a picture, and its SVG. What leads from one state to another is one arrow with a line of text for each row.
 
-In the SVG a state is `s_<state>`, an arrow `p_<source>_<target>_<style>`, and a row's line of text `a_e_<event>_<row>_<source>`.
+In the SVG a state is `s_<state>`, an arrow `p_<source>_<target>_<style>`, and a row's line of text `a_e_<event>_<row>_<source>`. A row
+that leads to one state from many is one arrow, from a text `f_<row>` that names them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ STYLES = {
 }
 """How an edge is drawn, so that it can be told on paper, without colour."""
 STYLE_LEGEND = "bold: client or operator · plain: core · dashed: device · dotted: timer or environment"
-LABEL_WIDTH, LEGEND_WIDTH = 30, 110
+LABEL_WIDTH, LEGEND_WIDTH = 20, 110
 """Characters in a line."""
+CROWD = 4
+"""A row that leads to one state from so many is drawn once, with its sources written at the foot of its arrow."""
 DOT_TIMEOUT_S = 20.0
-AWAY = "&#160;&#160;"
+INDENT = AWAY = "&#160;&#160;"
 """Keeps a label away from its own arrow."""
 LOOKS = (
     "    node [shape=box, style=rounded, fontname=Helvetica, fontsize=10, margin=0.1]",
@@ -54,18 +57,19 @@ class Mark(StrEnum):
         return {Mark.added: "+", Mark.removed: "−", Mark.changed: "±"}[self]
 
 
-def dot(machine: Machine, marks: Mapping[int, Mark] | None = None) -> str:
+def dot(machine: Machine, marks: Mapping[int, Mark] | None = None, spells_guards: bool = True) -> str:
     """A Graphviz digraph. Rows of one owner are drawn alike (`STYLES`); what stays stands in the state's box, long guards below.
 
     Args:
         marks: row -> what became of it; its text and its arrow are coloured.
+        spells_guards: the long guards are written out below the picture; not needed where the table of rows stands beside it.
     """
     marks = marks or {}
     drawn = edges(machine)
     lines = [
         f"digraph {machine.name} {{",
-        f"    graph [id={quoted('m_' + machine.name)}, rankdir=TB, nodesep=0.4, ranksep=0.5, fontname=Helvetica, fontsize=10, labelloc=b, labeljust=l,",
-        f"           label={_left(_legend(machine, drawn))}]",
+        f"    graph [id={quoted('m_' + machine.name)}, rankdir=TB, nodesep=0.2, ranksep=0.3, fontname=Helvetica, fontsize=10, labelloc=b, labeljust=l,",
+        f"           label={_left(_legend(machine, drawn if spells_guards else []))}]",
         *LOOKS,
         '    initial_mark [id="s__initial", shape=point, width=0.15, label="", tooltip="initial state"]',
     ]
@@ -75,17 +79,34 @@ def dot(machine: Machine, marks: Mapping[int, Mark] | None = None) -> str:
     ]
     lines.append(f'    initial_mark -> {quoted("s_" + machine.initial)} [id="e__initial", style=solid]')
     arrows: dict[tuple[str, str, str, Mark | None], list[Edge]] = {}
+    crowds = _crowds(drawn)
+    for number, sources in crowds.items():
+        names = "\n".join(wrapped(f"from {', '.join(sources)}", LABEL_WIDTH))
+        lines.append(
+            f'    "f_{number}" [id="f_{number}", shape=plaintext, style="", fontname="Helvetica-Oblique", label={quoted(names)}]'
+        )
     for edge in drawn:
-        if not edge.stays:
-            arrows.setdefault((edge.source, edge.target, STYLES[edge.owner], marks.get(edge.number)), []).append(edge)
-    for (source, target, style, mark), group in arrows.items():
-        name = f"p_{source}_{target}_{style}" + (f"_{mark.name}" if mark else "")
+        crowd = crowds.get(edge.number, [])
+        if not edge.stays and (not crowd or edge.source == crowd[0]):
+            begin = f"f_{edge.number}" if crowd else f"s_{edge.source}"
+            arrows.setdefault((begin, edge.target, STYLES[edge.owner], marks.get(edge.number)), []).append(edge)
+    for (begin, target, style, mark), group in arrows.items():
+        name = f"p_{begin[2:]}_{target}_{style}" + (f"_{mark.name}" if mark else "")
         colour = f', color="{mark.value}"' if mark else ""
         lines.append(
-            f"    {quoted('s_' + source)} -> {quoted('s_' + target)}"
+            f"    {quoted(begin)} -> {quoted('s_' + target)}"
             f" [id={quoted(name)}, style={style}{colour}, label=<{_table(_line(edge, mark) for edge in group)}>]"
         )
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _crowds(drawn: Iterable[Edge]) -> dict[int, list[str]]:
+    """Rows that lead from so many states to one that their sources are written at the foot of one arrow: row -> sources."""
+    sources: dict[int, list[str]] = {}
+    for edge in drawn:
+        if not edge.stays:
+            sources.setdefault(edge.number, []).append(edge.source)
+    return {number: found for number, found in sources.items() if len(found) >= CROWD}
 
 
 def _node(machine: Machine, state: str, staying: Sequence[Edge], marks: Mapping[int, Mark]) -> str:
@@ -97,9 +118,13 @@ def _node(machine: Machine, state: str, staying: Sequence[Edge], marks: Mapping[
 
 def _line(edge: Edge, mark: Mark | None) -> str:
     """One row of a label, with the reason of the row as its tooltip."""
-    text = f"{mark.sign} {edge.label}" if mark else edge.label
-    away = "" if edge.stays else AWAY
-    words = "".join(f'{away}{escape(part)}{away}<BR ALIGN="LEFT"/>' for part in wrapped(text, LABEL_WIDTH))
+    event = f"{mark.sign} {edge.row.event}" if mark else str(edge.row.event)
+    whole = f"{event} {edge.guard}".rstrip()
+    lines = [whole] if len(whole) <= LABEL_WIDTH else [event, *wrapped(edge.guard, LABEL_WIDTH - 2)]
+    away, indents = "" if edge.stays else AWAY, ("", *[INDENT] * (len(lines) - 1))
+    words = "".join(
+        f'{away}{indent}{escape(part.strip())}{away}<BR ALIGN="LEFT"/>' for indent, part in zip(indents, lines, strict=True)
+    )
     shown = f'<FONT COLOR="{mark.value}">{words}</FONT>' if mark else words
     tooltip = escape(edge.row.why or edge.label)
     return f'<TR><TD ID="e_{edge.row.event}_{edge.number}_{edge.source}" HREF="" TOOLTIP="{tooltip}" ALIGN="LEFT" BALIGN="LEFT">{shown}</TD></TR>'

@@ -11,12 +11,14 @@ import pytest
 from quiesce.spec import MACHINES
 from quiesce.spec.language import Machine
 from quiesce.statemachine.edges import edges
-from quiesce.statemachine.graphviz import STYLES, Mark, ToolMissing, dot, svg
+from quiesce.statemachine.graphviz import CROWD, STYLES, Mark, ToolMissing, dot, svg
 from tests.statemachine.geometry import Picture, laid_out
 from tests.statemachine.tools import require_tool
 
 BY_NAME = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
-ARROW = re.compile(r'^    "s_(\w+)" -> "s_(\w+)" \[id="p_\w+", style=(\w+)(?:, color="[^"]+")?, label=<(.*)>\]$', re.MULTILINE)
+ARROW = re.compile(
+    r'^    "[sf]_(\w+)" -> "s_(\w+)" \[id="p_\w+", style=(\w+)(?:, color="[^"]+")?, label=<(.*)>\]$', re.MULTILINE
+)
 BOX = re.compile(r'^    "s_(\w+)" \[id="s_\1", label=<(.*)>, tooltip="', re.MULTILINE)
 LINE = re.compile(r'<TD ID="e_(\w+)" HREF="" TOOLTIP="([^"]*)" ALIGN="LEFT" BALIGN="LEFT">(.*?)</TD>')
 
@@ -30,14 +32,23 @@ def lines_of(label: str) -> list[tuple[str, str, str]]:
     return found
 
 
+def drawn_once(machine: Machine) -> dict[int, list[str]]:
+    """Rows that lead from so many states that they are drawn once: row -> sources."""
+    sources: dict[int, list[str]] = {}
+    for edge in edges(machine):
+        if not edge.stays:
+            sources.setdefault(edge.number, []).append(edge.source)
+    return {number: found for number, found in sources.items() if len(found) >= CROWD}
+
+
 @BY_NAME
 def test_every_row_is_a_line_of_an_arrow_or_a_box_with_its_reason(machine: Machine) -> None:
-    text = dot(machine)
+    text, crowds = dot(machine), drawn_once(machine)
     drawn = [(source, target, style, *line) for source, target, style, label in ARROW.findall(text) for line in lines_of(label)]
     stays = [(state, state, "", *line) for state, label in BOX.findall(text) for line in lines_of(label)]
     wanted = [
         (
-            edge.source,
+            str(edge.number) if edge.number in crowds and not edge.stays else edge.source,
             edge.target,
             "" if edge.stays else STYLES[edge.owner],
             f"{edge.row.event}_{edge.number}_{edge.source}",
@@ -45,8 +56,12 @@ def test_every_row_is_a_line_of_an_arrow_or_a_box_with_its_reason(machine: Machi
             edge.label,
         )
         for edge in edges(machine)
+        if edge.stays or edge.source == crowds.get(edge.number, [edge.source])[0]
     ]
     assert sorted([*drawn, *stays]) == sorted(wanted)
+    for number, sources in crowds.items():
+        foot = text.split(f'"f_{number}" [')[1].split('label="')[1].split('"')[0]
+        assert re.findall(r"\w+", foot.replace("\\n", " ")) == ["from", *sources]
 
 
 @BY_NAME
@@ -65,7 +80,8 @@ def test_a_guard_too_long_for_an_arrow_is_written_out_in_the_legend(machine: Mac
 @BY_NAME
 def test_no_box_and_no_label_covers_another_and_no_arrow_runs_through_a_label(machine: Machine) -> None:
     picture = laid_out(dot(machine))
-    assert set(picture.states) == {"initial_mark", *(f"s_{state}" for state in machine.states)}
+    crowds = (f"f_{number}" for number in drawn_once(machine))
+    assert set(picture.states) == {"initial_mark", *(f"s_{state}" for state in machine.states), *crowds}
     assert picture.overlaps() == []
     assert picture.crossed_labels() == []
 
@@ -83,7 +99,10 @@ def test_the_svg_keeps_the_names_and_the_reasons(machine: Machine) -> None:
     drawn = svg(dot(machine))
     assert drawn.startswith("<svg ")
     assert all(f'id="s_{state}"' in drawn for state in machine.states)
-    assert all(f'id="a_e_{edge.row.event}_{edge.number}_{edge.source}"' in drawn for edge in edges(machine))
+    crowds = drawn_once(machine)
+    for edge in edges(machine):
+        if edge.stays or edge.source == crowds.get(edge.number, [edge.source])[0]:
+            assert f'id="a_e_{edge.row.event}_{edge.number}_{edge.source}"' in drawn
 
 
 def test_a_marked_row_has_its_own_arrow_its_colour_and_its_sign() -> None:
