@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from quiesce.proofs.expr import All, Any, Const, Expr, Free, In, Neg
+from quiesce.proofs.expr import FALSE, All, Any, Const, Expr, Free, In, Neg
 from quiesce.proofs.model import Assign, Model, is_patient
 
 State = tuple[int, ...]
@@ -67,6 +67,8 @@ class Graph:
     """For each state: (action, state after)."""
     parent: list[tuple[int, int]] = field(default_factory=list)
     """For each state: the state it was first reached from, and by which action."""
+    found: int | None = None
+    """The state that was searched for."""
 
     @property
     def num_edges(self) -> int:
@@ -81,8 +83,10 @@ class Graph:
         return names[::-1]
 
 
-def explore(model: Model, one_pass: bool = False, limit: int = 3_000_000) -> Graph:
+def explore(model: Model, one_pass: bool = False, limit: int = 3_000_000, until: Expr = FALSE) -> Graph:
     """Every reachable state. `one_pass`: what clients and operators do waits for the core's boundary work (rule R1).
+
+    With `until` the search ends at the first state in which that holds, `Graph.found`: none is nearer.
 
     Raises:
         MemoryError: more than `limit` states.
@@ -94,8 +98,13 @@ def explore(model: Model, one_pass: bool = False, limit: int = 3_000_000) -> Gra
     graph = Graph(model, [model.initial], [], [(0, -1)])
     index = {model.initial: 0}
     queue = deque([0])
+    is_wanted = compile_guard(until)
     while queue:
-        state = graph.states[queue.popleft()]
+        place = queue.popleft()
+        state = graph.states[place]
+        if is_wanted(state):
+            graph.found = place
+            return graph
         busy = one_pass and any(guards[number](state) for number in urgent)
         out = []
         for number, guard in enumerate(guards):
