@@ -105,10 +105,11 @@ class DeterministicLoop(SteeredLoop):
     async def wait_settled(self) -> None:
         """Returns when nothing can happen but what is held back, or what waits for time to pass."""
         await self.wait_idle()
-        while self._outside.open():
-            turn: asyncio.Future[None] = self.create_future()
-            self.offer("look whether all is settled", functools.partial(turn.set_result, None))
-            await turn
+        while self._outside.open() or self._ready:  # a choice may have put something before the step that looks here
+            if self._outside.open():
+                turn: asyncio.Future[None] = self.create_future()
+                self.offer("look whether all is settled", functools.partial(turn.set_result, None))
+                await turn
             await self.wait_idle()
 
     async def wait_idle(self) -> None:

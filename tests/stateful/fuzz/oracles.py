@@ -1,6 +1,6 @@
 """Who notices that a run went wrong. Each oracle has a name, and says in one sentence what it saw; none of them stops the engine.
 
-Outside, as a client or an operator could: `history`, `tokens`, `answer`, `refusal`, `balance`, `hang`, `left`.
+Outside, as a client or an operator could: `history`, `tokens`, `answer`, `refusal`, `balance`, `hang`, `zombie`, `left`.
 Inside, as the engine itself: `failed` (it gave itself up: monitor, gate, device or pool), `log`, `pool`.
 """
 
@@ -22,7 +22,7 @@ from quiesce.statemachine.gate import Gate, RefusedTransition
 from quiesce.statemachine.machine import NO_DATA
 from quiesce.statemachine.records import Record
 
-OUTSIDE = ("history", "tokens", "answer", "refusal", "balance", "hang", "left")
+OUTSIDE = ("history", "tokens", "answer", "refusal", "balance", "hang", "zombie", "left")
 Places = Mapping[str, str]
 """Where the device says that each tag's memory is: `here`, `moving` or `away`."""
 
@@ -164,7 +164,7 @@ class Oracles:
             held |= {f"{tag} is away": places[tag] == "away" for tag in named}
         elif kind == "wake_up":
             held |= {f"{tag} is here": places[tag] == "here" for tag in named}
-        elif kind == "reset_prefix_cache" and operation.changed:
+        elif operation.changed and (kind == "reset_prefix_cache" or operation.asked.clear_cache):
             held |= {"nothing is cached": core.pool.counts().cached == 0}
         elif kind in ("update_weights", "finish_weight_update"):
             held |= {"the weights are whole": world.weights.state == "stable"}

@@ -18,12 +18,13 @@ from quiesce.engine.outputs import AbortResult, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import Session
 from quiesce.engine.tensor_files import expected_tensors
-from quiesce.stateful.fuzz.alphabet import MOVING, Action
+from quiesce.stateful.fuzz.alphabet import MOVING, VERBS, Action
 from quiesce.stateful.fuzz.chronicle import Chronicle
 from quiesce.stateful.fuzz.clients import Client
 from quiesce.stateful.fuzz.mistakes import MISTAKES
 from quiesce.stateful.fuzz.oracles import Oracles
 from quiesce.stateful.fuzz.rig import Rig
+from quiesce.stateful.fuzz.settled import check_settled, watch_zombies
 from quiesce.stateful.loop import DeterministicLoop
 
 GATED = ("paused", "partially_awake", "sleeping")
@@ -45,9 +46,14 @@ class Player:
         self.clients: dict[str, Client] = {}
         self.sessions: dict[str, Session] = {}
         self.calls: dict[str, asyncio.Task[None]] = {}
+        self.aborts: list[asyncio.Task[None]] = []
         self.others: list[asyncio.Task[None]] = []
         self.tensors = expected_tensors(engine.model.info)
         self.shut_down = False
+        self.may_abort = False
+        """Whether somebody called what may end requests that nobody named."""
+        self.aborted: set[str] = set()
+        """Ids that somebody wanted to be aborted."""
         self.num_refused_prompts = 0
         """Mistakes that count as refused requests."""
 
@@ -69,6 +75,7 @@ class Player:
 
     async def do_settle(self) -> None:
         await self.loop.wait_settled()
+        check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
 
     async def do_pass_time(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
@@ -143,7 +150,9 @@ class Player:
         self._abort(None)
 
     def _abort(self, names: list[str] | None) -> None:
-        self.others.append(asyncio.create_task(self._aborted(names)))
+        self.aborted |= set(names or ())
+        self.may_abort |= names is None
+        self.aborts.append(asyncio.create_task(self._aborted(names)))
 
     async def _aborted(self, names: list[str] | None) -> None:
         front = self.engine._front
@@ -158,10 +167,11 @@ class Player:
         asked = set(streams) if names is None else set(names)
         named = {*result.aborted, *result.not_found}
         self.oracles.expect("answer", named == asked, f"abort of {sorted(asked)} speaks of {sorted(named)}")
+        over = {name for name, stream in streams.items() if stream.terminal is not None or stream.refusal is not None}
         for name in result.aborted:
-            stream = streams.get(name)
-            over = stream is not None and (stream.terminal is not None or stream.refusal is not None)
-            self.oracles.expect("answer", over, f"{name} was said to be aborted, and has no terminal")
+            self.oracles.expect("answer", name in over, f"{name} was said to be aborted, and has no terminal")
+        for name in result.not_found:
+            self.oracles.expect("answer", name in over or name not in streams, f"{name} was said to be not found, and is live")
 
     # ---- sessions -------------------------------------------------------------------------------------------------------------
 
@@ -178,6 +188,9 @@ class Player:
 
     def do_close_session(self, session: str) -> None:
         if session in self.sessions:
+            self.aborted |= {
+                client.request_id for client in self.clients.values() if client.session == self.sessions[session].id
+            }
             self.others.append(asyncio.create_task(self._close(self.sessions[session].id)))
 
     async def _close(self, session: str) -> None:
@@ -200,6 +213,8 @@ class Player:
         shown = ", ".join(f"{field}={value!r}" for field, value in given.items() if value is not None)
         self.chronicle.asks("operator", f"{verb}({shown})")
         self.shut_down |= verb == "shutdown"
+        gentle = given.get("mode") in ("keep", "wait") or "mode" not in VERBS[verb]
+        self.may_abort |= verb == "shutdown" or not gentle
         if "weights" in given:
             given["source" if verb == "update_weights" else "weights"] = self.rig.weights(given.pop("weights"))
         try:
@@ -282,6 +297,9 @@ class Player:
             client.read_on()
         with suppress(OSError, errors.EngineError):  # what it failed of
             await self.engine._front.ask(AwaitReady)
+        await self.loop.wait_settled()
+        check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
+        watch_zombies(self.clients.values(), self.rig, self.oracles)
         for _ in range(PATIENCE):
             await self.loop.wait_settled()
             status = self.engine.status()
@@ -293,7 +311,11 @@ class Player:
             self.oracles.found("hang", f"nobody holds the engine any more and it does not run: {self.engine.status()}")
         for session in self.sessions.values():
             await self.engine.close_session(session.id)
-        tasks = [client.task for client in self.clients.values() if client.task] + [*self.calls.values(), *self.others]
+        tasks = [client.task for client in self.clients.values() if client.task] + [
+            *self.calls.values(),
+            *self.aborts,
+            *self.others,
+        ]
         await asyncio.gather(*tasks, return_exceptions=True)
         for client in self.clients.values():
             client.left |= client.task is not None and client.task.cancelled()  # before its first step

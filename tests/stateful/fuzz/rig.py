@@ -129,6 +129,11 @@ class Rig:
         self.device.fail_write = self.device.fail_fetch = None
 
     @property
+    def stalls(self) -> bool:
+        """Whether something on the device was told not to complete."""
+        return bool(self._held)
+
+    @property
     def places(self) -> Mapping[str, str]:
         return self.device.places
 
