@@ -74,6 +74,8 @@ class Decision:
     action: Action | None = None
     ignored: str = ""
     refused: Refused | None = None
+    of: Call | None = None
+    """Whose cell it is that refuses: the event's own, or that of one which would move with it."""
 
 
 def is_true(tree: Expr, state: State) -> bool:
@@ -153,7 +155,7 @@ class Tables(Builder):
         entries = decided(self.machines[call.machine], call.event)[self.value(call.machine, call.instance, "state", state)]
         for entry in entries:
             if isinstance(entry, Refused) and is_true(self.guard(call.machine, call.instance, entry.when, call.data), state):
-                return Decision(refused=entry)
+                return Decision(refused=entry, of=call)
         return Decision(ignored=next((entry.reason for entry in entries if isinstance(entry, Ignored)), ""))
 
     def value(self, machine: str, instance: str, variable: str, state: State) -> str:
@@ -202,8 +204,8 @@ class Path:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.at: State = tuple(tables.initial)
-        self.names: list[str] = []
-        """Names of the actions so far."""
+        self.taken: list[tuple[Action, State]] = []
+        """The actions so far, each with the state it led to."""
 
     def take(self, call: Call) -> list[Moved]:
         """Goes on by one action; the lines that a trace has of it.
@@ -216,7 +218,7 @@ class Path:
             raise NotAPath(f"{call} cannot happen while {self.why_not(call)}")
         lines = self.tables.moved(call, self.at)
         self.at = self.tables.after(action, self.at)
-        self.names.append(action.name)
+        self.taken.append((action, self.at))
         return lines
 
     def value(self, name: str) -> str:

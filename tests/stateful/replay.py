@@ -33,6 +33,11 @@ from quiesce.statemachine.trace import VERSION as TRACE_VERSION
 from quiesce.statemachine.trace import spec_hash
 
 UPDATES = ("commit", "commit_keep")
+UPDATE_ENDS = (*UPDATES, "rollback", "fail")
+WITHDRAWN_BY = {
+    "sleep": "withdraw_sleep", "begin_update": "withdraw_update", "shutdown": "shutdown_deadline", "load": "load_failed",
+}  # fmt: skip
+"""A call -> what happens where its deadline passes before it acts, or where its write fails."""
 
 
 class Verdict(StrEnum):
@@ -84,7 +89,9 @@ class Replayed:
         return "\n".join([*lines, f"{self.at + 1:3}  {action}: {self.verdict}: {self.reason}"])
 
 
-class _Ends(Exception):
+class Ends(Exception):
+    """A story cannot go on."""
+
     def __init__(self, verdict: Verdict, reason: str) -> None:
         super().__init__(reason)
         self.verdict, self.reason = verdict, reason
@@ -147,7 +154,7 @@ async def _play(player: Player, calls: Sequence[Call], replayed: Replayed) -> No
     for number in range(len(calls)):
         try:
             took_place = await player.act(calls, number)
-        except _Ends as end:
+        except Ends as end:
             replayed.verdict, replayed.at, replayed.reason = end.verdict, number, end.reason
             return
         state = player.path.tables.model.show(player.path.at)
@@ -167,7 +174,7 @@ class Player:
         """The story's action of this number takes place, or has; what else did since the one before.
 
         Raises:
-            _Ends: the story ends here.
+            Ends: the story ends here.
         """
         call = calls[number]
         if self.happened[str(call)]:
@@ -176,11 +183,11 @@ class Player:
         event = self.path.tables.machines[call.machine].event(call.event)
         action = self.path.tables.enabled(call, self.path.at)
         if action is None:
-            raise _Ends(
+            raise Ends(
                 Verdict.cannot, f"the model has come elsewhere by what the core does by itself: {self.path.why_not(call)}"
             )
         if event.boundary:
-            raise _Ends(Verdict.disagrees, "the model allows it, and the engine has not done it by itself")
+            raise Ends(Verdict.disagrees, "the model allows it, and the engine has not done it by itself")
         took_place = await self._cause(calls, number)
         if not self.happened[str(call)]:
             raise self._did_not(call, event.owner)
@@ -191,20 +198,20 @@ class Player:
         try:
             await self.stage.cause(cause_of(calls, number))
         except CannotCause as reason:
-            raise _Ends(Verdict.cannot, str(reason)) from reason
+            raise Ends(Verdict.cannot, str(reason)) from reason
         return self.look()
 
     def look(self) -> list[str]:
         """What the engine has done since the last look, followed in the model; then both are compared.
 
         Raises:
-            _Ends: they differ.
+            Ends: they differ.
         """
         entries = [entry for entry in self.stage.news() if entry["machine"] in MODELLED]
         try:
             took_place = self.follower.follow(entries)
         except NoPath as error:
-            raise _Ends(Verdict.disagrees, f"the engine has done what is no move of the model: {error.reason}") from error
+            raise Ends(Verdict.disagrees, f"the engine has done what is no move of the model: {error.reason}") from error
         self.happened.update(took_place)
         self.compare()
         return took_place
@@ -213,12 +220,12 @@ class Player:
         """Holds records and status against the model's state.
 
         Raises:
-            _Ends: they differ.
+            Ends: they differ.
         """
         tables, expected = self.path.tables, self.path.at
         slots = {slot: key for key, slot in self.follower.slots.items()}
         if found := difference(tables, expected, abstract(self.stage.core.world, tables, slots)):
-            raise _Ends(Verdict.disagrees, found)
+            raise Ends(Verdict.disagrees, found)
         status = self.stage.engine.status()
         said = {
             "engine": status.engine, "memory": dict(status.memory), "weights": status.weights[1], "requests": dict(status.requests),
@@ -226,23 +233,21 @@ class Player:
         }  # fmt: skip
         for name, wanted in projected(tables, expected).items():
             if said[name] != wanted:
-                raise _Ends(Verdict.disagrees, f"status() says {name} {said[name]}; the model says {wanted}")
+                raise Ends(Verdict.disagrees, f"status() says {name} {said[name]}; the model says {wanted}")
 
-    def _did_not(self, call: Call, owner: Owner) -> _Ends:
+    def _did_not(self, call: Call, owner: Owner) -> Ends:
         """Why something that the model allows did not happen."""
         if self.stage.core.failure is not None:
-            return _Ends(Verdict.disagrees, f"the engine failed: {self.stage.core.failure!r}")
+            return Ends(Verdict.disagrees, f"the engine failed: {self.stage.core.failure!r}")
         if owner in (Owner.client, Owner.operator) and self.stage.calls:
             error = self.stage.answer(self.stage.last_call)
             if isinstance(error, errors.EngineError):
-                return _Ends(
-                    Verdict.disagrees, f"the model allows it, and the call is refused: {type(error).__name__}: {error}"
-                )
+                return Ends(Verdict.disagrees, f"the model allows it, and the call is refused: {type(error).__name__}: {error}")
             if not self.stage.last_call.done():
-                return _Ends(Verdict.cannot, "the call waits for an operation in front of it (spec/operation.py)")
+                return Ends(Verdict.cannot, "the call waits for an operation in front of it (spec/operation.py)")
         if owner is Owner.core:
-            return _Ends(Verdict.cannot, "the engine's scheduler does not choose it here")
-        return _Ends(Verdict.disagrees, "the model allows it, and it did not happen")
+            return Ends(Verdict.cannot, "the engine's scheduler does not choose it here")
+        return Ends(Verdict.disagrees, "the model allows it, and it did not happen")
 
 
 def cause_of(calls: Sequence[Call], number: int) -> Cause:
@@ -257,13 +262,18 @@ def cause_of(calls: Sequence[Call], number: int) -> Cause:
         others = [other for other in rest if (other.machine, other.instance, other.event) == ("step", call.instance, "plan")]
         end = next((n for n, other in enumerate(rest) if other.event != "plan"), len(rest))
         return Cause(call, [other for other in others if other in rest[:end]])
-    withdraws = {
-        "sleep": "withdraw_sleep", "begin_update": "withdraw_update", "shutdown": "shutdown_deadline", "load": "load_failed",
-    }.get(call.event)  # fmt: skip
     later = [other.event for other in rest]
     commits = [event for event in later if event in UPDATES]
-    is_withdrawn = withdraws in later and call.event not in later[: later.index(withdraws)] if withdraws else False
-    return Cause(call, (), is_withdrawn, bool(commits) and commits[0] == "commit_keep")
+    return Cause(call, (), _is_withdrawn(call.event, later), bool(commits) and commits[0] == "commit_keep")
+
+
+def _is_withdrawn(event: str, later: Sequence[str]) -> bool:
+    """Whether what withdraws the call comes before what ends it otherwise."""
+    withdraws = WITHDRAWN_BY.get(event)
+    if withdraws not in later:
+        return False
+    others = (event, *(UPDATE_ENDS if event == "load" else ()))
+    return not set(others) & set(later[: later.index(withdraws)])
 
 
 # ---- the command ------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ class Cause:
     """Its deadline is to pass before it acts."""
     keeps_kv: bool = False
     """Of an update: it will be committed keeping the KV."""
+    is_in_vain: bool = False
+    """It is refused: should it be kept waiting instead, its deadline has passed."""
 
 
 def stage_config(capacity: int, is_empty: bool) -> EngineConfig:
@@ -161,11 +163,31 @@ class Stage:
     def last_call(self) -> asyncio.Task[Any]:
         return list(self.calls)[-1]
 
+    async def ask_in_vain(self, call: Call) -> asyncio.Task[Any] | None:
+        """Makes a call that is refused here, with a deadline that has passed should it be kept waiting; None: there is no such call."""
+        do = getattr(self, f"_do_{call.machine}_{call.event}", None)
+        asked = self.core.world.requests.get(self.slots.get(call.instance, -1))
+        if do is None or (call.event == "submit" and asked is not None and asked.state == "draining"):
+            return None  # with its terminal an id is free again: the next request of that name is another record
+        await do(Cause(call, is_in_vain=True))
+        await self.withdraw_last()
+        return self.last_call
+
+    async def withdraw_last(self) -> bool:
+        """Lets the deadline of the last call pass, if it is an operation that is kept waiting. Whether it was."""
+        waiting = [op for op in self.core.operations.by_key.values() if op.state == OperationState.queued]
+        if not self.calls or self.last_call.done() or not waiting:
+            return False
+        waiting[-1].deadline_s = self.link.now_s  # some calls take none
+        await self.make_pass()
+        return self.last_call.done()
+
     # ---- clients
 
     async def _do_request_submit(self, cause: Cause) -> None:
         slot = cause.call.instance
-        client = Client(f"r{slot}.{len(self.clients)}")
+        asked = self.core.requests.get(self.slots.get(slot, -1)) if cause.is_in_vain else None
+        client = Client(f"r{slot}.{len(self.clients)}" if asked is None else asked.request_id)
         self.clients.append(client)
         known = set(self.core.requests)
         await self._ask(cause.call, self._read(client))
@@ -186,7 +208,7 @@ class Stage:
 
     async def _do_engine_pause(self, cause: Cause) -> None:
         data = cause.call.data
-        await self._ask(cause.call, self.engine.pause(data["mode"], data["owner"], timeout=NEVER_S))
+        await self._ask(cause.call, self.engine.pause(data["mode"], data["owner"], timeout=_timeout(cause)))
 
     async def _do_engine_resume(self, cause: Cause) -> None:
         await self._ask(cause.call, self.engine.resume(cause.call.data["owner"]))
@@ -200,7 +222,7 @@ class Stage:
     async def _do_engine_wake_up(self, cause: Cause) -> None:
         tags = cause.call.data["tags"]
         named = ["weights", "kv_cache"] if tags == "both" else [tags]
-        await self._ask(cause.call, self.engine.wake_up(named, timeout=NEVER_S))
+        await self._ask(cause.call, self.engine.wake_up(named, timeout=_timeout(cause)))
 
     async def _do_engine_clear(self, cause: Cause) -> None:
         await self._ask(cause.call, self.engine.reset_prefix_cache(reset_running_requests=True))
@@ -277,13 +299,13 @@ class Stage:
     # ---- the device and the environment
 
     async def _let_until(self, name: str, outcome: Outcome | None = None) -> None:
-        """Lets work go up to the next of this name, which ends like this; then a pass takes what it reported."""
+        """Lets work of this name go, which ends like this; then a pass takes what it reported."""
         if name not in self.device.pending:
             raise CannotCause(f"the device has no {name} in hand, but {', '.join(self.device.pending) or 'nothing'}")
-        while self.device.pending[0] != name:
-            self.device.let()
+        while self.device.pending[0] in ("write", "fetch", "checksum") and self.device.pending[0] != name:
+            self.device.let(self.device.pending[0])  # of an update that is over
             await self.make_pass()
-        self.device.let(outcome)
+        self.device.let(name, outcome)
         await self.make_pass()
 
     async def _do_engine_ready(self, cause: Cause) -> None:
@@ -358,7 +380,7 @@ class Stage:
         while not self.link.is_over:
             self.steering.choice = None
             if self.device.pending and not self.device._closing:
-                self.device.let()
+                self.device.let(self.device.pending[0])
             self.link.step()
             await self.loop.wait_idle()
         self.device.close()
@@ -367,4 +389,4 @@ class Stage:
 
 
 def _timeout(cause: Cause) -> float:
-    return SOON_S if cause.is_withdrawn else NEVER_S
+    return 0.0 if cause.is_in_vain else SOON_S if cause.is_withdrawn else NEVER_S

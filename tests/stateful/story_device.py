@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from quiesce.engine.model import Model
 from quiesce.spec.vocabulary import Policy, Tag
 from quiesce.statemachine.effects import LoadWeights, Map, Unmap
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 STOP = 2
 """The token with which a story's requests end; a row that samples it by itself is given another."""
 OTHER = 3
+ZERO = "zero kv_cache"
 
 
 class DeviceLost(RuntimeError):
@@ -39,23 +40,42 @@ class Outcome:
 
 
 class Turnstile:
-    """Where the device's thread waits before each piece of work."""
+    """Where the device's thread waits before each piece of work, until somebody wants it.
 
-    def __init__(self) -> None:
+    `other` does the next piece that was asked for, while the present one still waits: what is wanted may be behind it.
+    """
+
+    def __init__(self, other: Callable[[], None]) -> None:
         self._changed = threading.Condition()
-        self._at: str | None = None
-        self._permits = self._num_done = 0
+        self._other = other
+        self._wanted: str | None = None
+        self._num_done = 0
         self._is_open = False
 
     def wait(self, name: str) -> None:
         """Called by the device's thread."""
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._is_open or self._wanted is not None, PATIENCE_S):
+                    raise TimeoutError(f"nobody let {name} go")
+                if self._is_open or self._wanted == name:
+                    self._wanted = None
+                    return
+            self._other()
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Returns when the device's thread has told, and it is so.
+
+        Raises:
+            TimeoutError: it never is.
+        """
         with self._changed:
-            self._at = name
+            if not self._changed.wait_for(is_so, PATIENCE_S):
+                raise TimeoutError("the device has not come so far")
+
+    def tell(self) -> None:
+        with self._changed:
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: self._is_open or self._permits > 0, PATIENCE_S):
-                raise TimeoutError(f"nobody let {name} go")
-            self._permits -= not self._is_open
-            self._at = None
 
     def done(self) -> None:
         """Called by the device's thread: something was reported."""
@@ -70,10 +90,7 @@ class Turnstile:
             TimeoutError: it never comes, or never ends.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._at == name, PATIENCE_S):
-                raise TimeoutError(f"the device waits at {self._at}, not at {name}")
-            before = self._num_done
-            self._permits += 1
+            before, self._wanted = self._num_done, name
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._num_done > before, PATIENCE_S):
                 raise TimeoutError(f"{name} never ends")
@@ -86,20 +103,38 @@ class Turnstile:
 
 
 class StoryDevice(CpuDevice):
-    """The real device, on its own thread. `pending` names what it has been asked for, oldest first; `let` makes it happen."""
+    """The real device, on its own thread. `pending` names what it has been asked for, oldest first; `let` makes it happen.
+
+    Moves of the two tags may end in another order than they were asked for, as they do where each has a queue of its own.
+    """
 
     def __init__(self, config: EngineConfig, model: Model) -> None:
         super().__init__(config, model.info, model.num_blocks, progress=False)
         self.pending: deque[str] = deque()
         self.lost: Exception | None = None
         """Raised at the next look at what has completed: the device as a whole is gone."""
-        self._turnstile = Turnstile()
+        self._turnstile = Turnstile(self._do_other)
         self._outcome = Outcome()
+        self._zeroed: list[Completion] = []
 
-    def let(self, outcome: Outcome | None = None) -> None:
-        """Does the oldest piece of work, which ends like this."""
+    def let(self, name: str, outcome: Outcome | None = None) -> None:
+        """Does a piece of work, which ends like this."""
         self._outcome = outcome or Outcome()
-        self._turnstile.let(self.pending.popleft())
+        self.pending.remove(name)
+        if name == ZERO:
+            self._turnstile.wait_until(lambda: bool(self._zeroed))
+            super()._report(self._zeroed.pop())
+        else:
+            self._turnstile.let(name)
+
+    def _do_other(self) -> None:
+        work = self._work.get()
+        if work is None:  # it closes; whoever waits is let go, and finds this again
+            self._work.put(None)
+            return
+        completion = work()
+        if completion is not None:
+            self._report(completion)
 
     # ---- what is asked ------------------------------------------------------------------------------------------------------
 
@@ -144,14 +179,16 @@ class StoryDevice(CpuDevice):
     # ---- what is done, on the device's thread ---------------------------------------------------------------------------------
 
     def _report(self, completion: Completion) -> None:
-        is_mapped = isinstance(completion, Moved) and completion.to == "restored" and completion.error is None
+        """That the KV is zeroed is reported when the story says so."""
+        if isinstance(completion, Moved) and completion.to == "zeroed" and not self._closing:
+            self._zeroed.append(completion)
+            self._turnstile.tell()
+            return
+        is_discarded_kv = isinstance(completion, Moved) and (completion.tag, completion.to) == (Tag.kv_cache, "restored")
+        if is_discarded_kv and completion.error is None and self._policies[Tag.kv_cache] is Policy.discard:
+            self.pending.append(ZERO)
         super()._report(completion)
-        if is_mapped and completion.tag == Tag.kv_cache and self._policies[Tag.kv_cache] is Policy.discard:  # type: ignore[union-attr]
-            self.pending.appendleft("zero kv_cache")
-            self._turnstile.done()
-            self._turnstile.wait("zero kv_cache")
-        else:
-            self._turnstile.done()
+        self._turnstile.done()
 
     def _load(self) -> Any:
         self._turnstile.wait("load")
