@@ -6,7 +6,7 @@ there. The picture sums the two tags up in one word; the table has every combina
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,8 +127,11 @@ def _ways_to(seen: View, end: str) -> str:
     )
 
 
-def _drawn(seen: View) -> Iterable[tuple[Box, Box, tuple[str, ...]]]:
-    return ((before, after, events) for (before, after), events in seen.arrows.items() if after.engine not in ENDS)
+def _drawn(seen: View) -> Iterator[tuple[Box, Box, list[str]]]:
+    """Arrows with the names of their events, which say by themselves whose they are."""
+    for (before, after), events in seen.arrows.items():
+        if after.engine not in ENDS:
+            yield before, after, sorted({event.partition(".")[2] for event in events})
 
 
 def dot(seen: View) -> str:
@@ -136,7 +139,7 @@ def dot(seen: View) -> str:
     words = "".join(quoted(line)[1:-1] + "\\l" for line in ["", *legend(seen)])
     lines = [
         "digraph composed {",
-        '    graph [id="composed", rankdir=TB, nodesep=0.2, ranksep=0.45, fontname=Helvetica, fontsize=10, labelloc=b, labeljust=l,',
+        '    graph [id="composed", rankdir=TB, nodesep=0.1, ranksep=0.2, fontname=Helvetica, fontsize=10, labelloc=b, labeljust=l,',
         f'           label="{words}"]',
         *LOOKS,
     ]

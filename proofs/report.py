@@ -58,7 +58,10 @@ def _machine(machine: Machine, evidence: Evidence) -> Section:
         Picture(machine.name, flowchart(machine, {}), graphviz.dot(machine, spells_guards=False)),
     ]
     parts = {title: (columns, rows) for title, columns, rows in diagram.tables(machine)}
-    blocks += [table(*parts["States"]), table(*parts["Rows"])]
+    columns, rows = parts["Rows"]
+    place = columns.index("fairness")  # what provides it is said in the section on fairness
+    short = [[*row[:place], row[place].partition(":")[0], *row[place + 1 :]] for row in rows]
+    blocks += [table(*parts["States"]), table(columns, short)]
     if parts["Variables"][1]:
         blocks.append(Folded("Variables", (table(*parts["Variables"]),)))
     answers = _answers(parts["Ignored"][1], parts["Refused"][1])

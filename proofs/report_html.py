@@ -14,9 +14,11 @@ from quiesce.proofs.document import Block, Bullets, Folded, Picture, Report, Tab
 from quiesce.statemachine.graphviz import ToolMissing, svg
 
 TEMPLATE: Final = "report.html.jinja"
+WIDEST: Final = 1000
+"""Points; a wider picture is printed on a larger sheet."""
 CODE: Final = re.compile(r"`([^`]+)`")
 BOLD: Final = re.compile(r"\*\*([^*]+)\*\*")
-BREAKS: Final = re.compile(r"(?<=[.(\[])(?=\w)")
+BREAKS: Final = re.compile(r"(?<=[.(\[_])(?=\w)")
 """Where code may go on in the next line, so that a table is not as wide as its longest word."""
 
 
@@ -81,5 +83,8 @@ def _picture(name: str, mermaid: str, dot: str) -> str:
     except ToolMissing as missing:
         return f"<p>Not drawn: {escape(str(missing))}</p>{text}"
     own = re.sub(r'\bid="', f'id="{name}-', drawn)
-    sized = re.sub(r'<svg width="(\d+)pt" height="\d+pt"', r'<svg style="width: \1pt" role="img"', own, count=1)
-    return f'<figure>{sized}<figcaption class="screen">{escape(name)}: a row says why when it is pointed at</figcaption></figure>{text}'
+    width = int(re.findall(r'<svg width="(\d+)pt"', own)[0])
+    sized = re.sub(r'<svg width="\d+pt" height="\d+pt"', f'<svg style="width: {width}pt" role="img"', own, count=1)
+    paper = ' class="poster"' if width > WIDEST else ""
+    caption = f'<figcaption class="screen">{escape(name)}: a row says why when it is pointed at</figcaption>'
+    return f"<figure{paper}>{sized}{caption}</figure>{text}"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from quiesce.proofs import prove, report
+from quiesce.proofs import composed, properties, report, search
 from quiesce.proofs.document import Bullets, Folded, Picture, Report, Section, Table, Text, to_markdown
 from quiesce.proofs.evidence import By, Evidence, Judgement, Mutant, Proof, Rule, Run, Semantics
+from quiesce.proofs.model import Builder
 from quiesce.proofs.report_html import inline, to_html
 from quiesce.proofs.report_verdict import disagreements
 from quiesce.proofs.tool_versions import tool_versions
@@ -259,10 +260,15 @@ def test_markdown_and_html_show_each_kind_of_block() -> None:
 
 
 def test_the_report_of_a_real_run_can_be_reviewed() -> None:
-    found = prove.safety(World.engine(1), Semantics.one_pass)
-    text = shown(found)
+    builder = Builder(World.engine(0))
+    graph = search.explore(builder.build(), one_pass=True)
+    here = ("engine", "N=0", Semantics.one_pass, By.search)
+    guards = {name: search.compile_guard(tree) for name, tree in properties.always(builder).items()}
+    found = Evidence(spec_hash(), "quick", [Run(*here, len(graph.states), graph.num_edges, 0.1)])
+    found.judgements = [Judgement(name, *here, all(map(guard, graph.states))) for name, guard in guards.items()]
+    text = to_markdown(report.build(found, TOOLS, view=composed.view(0)))
     assert "**Everything that was judged holds.**" in text
-    assert f"| {found.runs[0].num_states:,} | {found.runs[0].num_edges:,} |" in text
+    assert f"| {len(graph.states):,} | {graph.num_edges:,} |" in text
     assert text.count("\n") <= 1500
 
 
