@@ -131,6 +131,14 @@ class Evidence:
             getattr(self, name).extend(getattr(other, name))
         self.fairness.update(other.fairness)
 
+    def put_in_order(self) -> None:
+        """However its parts ended one after the other, the same findings are kept in the same order."""
+        self.runs.sort(key=lambda run: (run.world, run.size, run.semantics, run.by, run.is_symmetric))
+        for found in (self.judgements, self.witnesses):
+            found.sort(key=lambda one: (one.world, one.size, one.semantics, one.by))
+        self.proofs.sort(key=lambda proof: (proof.by, proof.property))
+        self.fairness = dict(sorted(self.fairness.items()))
+
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
