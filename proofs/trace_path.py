@@ -47,6 +47,8 @@ class Follower:
         """Name of a caller -> its instance in the model, where that is another."""
         self.slots: dict[int, str] = {}
         """Key of a request that is not over -> its instance in the model."""
+        self.reserved: dict[int, str] = {}
+        """Slots for requests that are yet to come, by key; the others take the first that is free."""
         self.steps: dict[int, str] = {}
         """Number of a step that is not over -> its instance."""
         self.num_actions = 0
@@ -114,7 +116,7 @@ class Follower:
                 raise NotAPath(f"{entry['machine']} {key} is over, or was never there")
             if not free:
                 raise NotAPath(f"more than {len(names)} of {entry['machine']} at once")
-            slots[key] = free[0]
+            slots[key] = self.reserved.pop(key, free[0]) if slots is self.slots else free[0]
         return slots[key]
 
     def _take(self, calls: Sequence[Call]) -> list[Moved]:

@@ -9,20 +9,22 @@ in its way has ended (`spec/operation.py`) is made with a deadline of 0 and must
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from quiesce.engine import errors
 from quiesce.proofs.path import Call, Path, Tables
 from quiesce.proofs.refinement import abstract
-from quiesce.proofs.search import State
-from quiesce.proofs.tours import Abstraction, Edge, cause_of, find_tours, kind_of
+from quiesce.proofs.search import State, compile_assigns, compile_guard
+from quiesce.proofs.tours import ENDS, Abstraction, Edge, cause_of, find_tours, kind_of
 from quiesce.proofs.world import CARRIED, NARROWED, World
 from quiesce.spec.language import Owner, Refused
 from quiesce.stateful.loop import DeterministicLoop
 from quiesce.stateful.replay import Ends, Player, Verdict
-from quiesce.stateful.stage import Stage
+from quiesce.stateful.stage import Cause, Stage
 
 Cell = tuple[str, str, str, str]
 """Machine, its state, event, what the table says the caller should do first."""
@@ -32,6 +34,10 @@ KINDS = {
     "TransitionConflict": errors.TransitionConflict, "Unavailable": errors.Unavailable, "EngineDead": errors.EngineDead,
     "DuplicateRequest": errors.DuplicateRequest, "InvalidRequest": errors.InvalidRequest,
 }  # fmt: skip
+
+
+KEPT = ("TransitionConflict", "Unavailable")
+"""What a call that is kept waiting would be told once what is in its way has ended."""
 
 
 class Broken(AssertionError):
@@ -51,6 +57,58 @@ class Coverage:
     num_tours: int = 0
 
 
+class Causes:
+    """What can be caused in a settled state, for walks: every action that is enabled, with what belongs to it drawn by lot."""
+
+    def __init__(self, seen: Abstraction) -> None:
+        self.model = seen.model
+        self._seen = seen
+        self._calls = [
+            (Call.parse(action.name), compile_guard(action.guard), compile_assigns(action.assigns), seen.kinds[kind_of(action)])
+            for action in seen.model.actions
+            if not action.event.boundary and str(action.event.name) not in (*ENDS, "void")
+        ]
+        self._engine = seen.model.place["engine.state"]
+
+    def options(self, state: State, is_empty: bool, lots: random.Random) -> list[Cause]:
+        """One cause for each action; most of the time none that ends the engine."""
+        calls = [call for call, guard, _, _ in self._calls if guard(state)]
+        loading = ("ready_empty", "ready")[is_empty]
+        calls = [
+            call
+            for call in calls
+            if call.event != loading and (call.machine, call.instance, call.event) != ("step", "1", "land")
+        ]
+        mild = [call for call in calls if call.event not in ("fail", "shutdown")]
+        if mild and lots.random() > 0.03:
+            calls = mild
+        return [self._cause(call, calls, state, lots) for call in calls]
+
+    def first_edge(self, call: Call, state: State) -> Edge:
+        """What the action itself does to the abstraction."""
+        apply, kind = next((apply, kind) for known, guard, apply, kind in self._calls if known == call and guard(state))
+        return (self._seen.number(state), kind, self._seen.number(apply(state)))
+
+    def _cause(self, call: Call, calls: Sequence[Call], state: State, lots: random.Random) -> Cause:
+        with_it: list[Call] = []
+        if call.event == "land":
+            for slot in self._members(state):
+                ends = lots.choice(((), (), ("eos",), ("device_fault",), ENDS))
+                with_it += [Call("request", slot, event, {}) for event in ends]
+        elif call.event == "plan":
+            others = [other for other in calls if other.event == "plan" and other.instance == call.instance and other != call]
+            with_it = [other for other in others if lots.random() < 0.5]
+        return Cause(call, with_it, is_withdrawn=lots.random() < 0.7, keeps_kv=lots.random() < 0.5)
+
+    def _members(self, state: State) -> Iterator[str]:
+        """Requests that the older step names, and that still hold blocks."""
+        for name, place in self.model.place.items():
+            if name.endswith(".member[0]") and state[place] == 1:
+                now = self.model.place[name.replace("member[0]", "state")]
+                if self.model.variables[now].values[state[now]] in ("running", "retracting"):
+                    yield name.removeprefix("request[").partition("]")[0]
+
+
 class Tourist:
     """Drives tours. `seen`: the abstraction they were planned for."""
 
@@ -58,6 +116,7 @@ class Tourist:
         self.seen = seen
         self.tables = Tables(seen.builder.world)
         self.coverage = Coverage()
+        self.strollers = Causes(seen)
         self._probes = list(_probes(self.tables))
         self._probed: set[State] = set()
         self._ignores = [
@@ -74,20 +133,53 @@ class Tourist:
         """
         names = list(itertools.chain.from_iterable(tour))
         calls = [Call.parse(name) for name in names]
+        is_empty = any(call.event == "ready_empty" for call in calls)
+        self._on_stage(is_empty, lambda player: self._follow(player, calls, names))
+
+    def walk(self, seed: int, num_turns: int) -> None:
+        """So many turns on a new engine, or as many as it lives; those that were rarely made are made first, else by lot.
+
+        Raises:
+            Broken: the engine contradicts the model.
+        """
+        lots = random.Random(seed)
+        self._on_stage(lots.random() < 0.1, lambda player: self._stroll(player, lots, num_turns))
+
+    def _on_stage(self, is_empty: bool, play: Callable[[Player], Coroutine[Any, Any, None]]) -> None:
         loop = DeterministicLoop(timely=True)
 
         async def main() -> None:
-            is_empty = any(call.event == "ready_empty" for call in calls)
             stage = Stage(loop, self.seen.builder.world.capacity, is_empty)
             player = Player(stage, Path(self.tables))
             await stage.start()
             try:
-                await self._follow(player, calls, names)
+                await play(player)
             finally:
                 await stage.finish()
 
         loop.run(main())
         self.coverage.num_tours += 1
+
+    async def _stroll(self, player: Player, lots: random.Random, num_turns: int) -> None:
+        made: list[str] = []
+        for _ in range(num_turns):
+            await self._probe(player)
+            before = player.path.at
+            options = self.strollers.options(before, player.stage.is_empty, lots)
+            if not options:
+                return
+            known = self.coverage.edges
+            cause = min(options, key=lambda option: (self.strollers.first_edge(option.call, before) in known, lots.random()))
+            made.append(" + ".join(map(str, (cause.call, *cause.with_it))))
+            try:
+                await player.make(cause)
+            except Ends as end:
+                if end.verdict is not Verdict.cannot:
+                    raise Broken("\n".join([*made, end.reason])) from end
+                await player.stage.withdraw_last()
+                player.look()
+            self._count(player, before)
+            player.happened.clear()
 
     async def _follow(self, player: Player, calls: Sequence[Call], names: Sequence[str]) -> None:
         await self._probe(player)
@@ -155,7 +247,7 @@ class Tourist:
         if task is None:
             return "never sent"
         error = stage.answer(task)
-        if isinstance(error, errors.DeadlineExceeded) and entry.error == "TransitionConflict":
+        if isinstance(error, errors.DeadlineExceeded) and str(entry.error) in KEPT:
             told = "waits for what is in its way"
         elif type(error) is KINDS[str(entry.error)]:
             told = type(error).__name__

@@ -176,30 +176,34 @@ class Player:
         Raises:
             Ends: the story ends here.
         """
-        call = calls[number]
-        if self.happened[str(call)]:
-            self.happened[str(call)] -= 1
+        if self.happened[str(calls[number])]:
+            self.happened[str(calls[number])] -= 1
             return []
+        return await self.make(cause_of(calls, number))
+
+    async def make(self, cause: Cause) -> list[str]:
+        """An action takes place now; what else did.
+
+        Raises:
+            Ends: it cannot, or the engine contradicts the model.
+        """
+        call = cause.call
         event = self.path.tables.machines[call.machine].event(call.event)
-        action = self.path.tables.enabled(call, self.path.at)
-        if action is None:
+        if self.path.tables.enabled(call, self.path.at) is None:
             raise Ends(
                 Verdict.cannot, f"the model has come elsewhere by what the core does by itself: {self.path.why_not(call)}"
             )
         if event.boundary:
             raise Ends(Verdict.disagrees, "the model allows it, and the engine has not done it by itself")
-        took_place = await self._cause(calls, number)
+        try:
+            await self.stage.cause(cause)
+        except CannotCause as reason:
+            raise Ends(Verdict.cannot, str(reason)) from reason
+        took_place = self.look()
         if not self.happened[str(call)]:
             raise self._did_not(call, event.owner)
         self.happened[str(call)] -= 1
         return took_place
-
-    async def _cause(self, calls: Sequence[Call], number: int) -> list[str]:
-        try:
-            await self.stage.cause(cause_of(calls, number))
-        except CannotCause as reason:
-            raise Ends(Verdict.cannot, str(reason)) from reason
-        return self.look()
 
     def look(self) -> list[str]:
         """What the engine has done since the last look, followed in the model; then both are compared.
@@ -208,6 +212,7 @@ class Player:
             Ends: they differ.
         """
         entries = [entry for entry in self.stage.news() if entry["machine"] in MODELLED]
+        self.follower.reserved = {key: slot for slot, key in self.stage.slots.items()}
         try:
             took_place = self.follower.follow(entries)
         except NoPath as error:

@@ -90,7 +90,7 @@ class Stage:
     def __init__(
         self, loop: DeterministicLoop, capacity: int, is_empty: bool = False, machines: Mapping[str, Machine] | None = None
     ) -> None:
-        self.loop = loop
+        self.loop, self.is_empty = loop, is_empty
         devices: list[StoryDevice] = []
         links: list[SteppedLink] = []
 
@@ -249,6 +249,8 @@ class Stage:
             await self._let_until("fetch")
 
     async def _do_weights_load_failed(self, cause: Cause) -> None:
+        while self.core.operations.update._num_stale_writes:
+            await self._let_until("write")  # of an update that is over
         if "write" not in self.device.pending:
             if self.core.world.weights.base_intact:
                 raise CannotCause("a write fails only after it has begun, and then the old weights are gone")
@@ -259,6 +261,8 @@ class Stage:
     async def _do_weights_commit(self, cause: Cause) -> None:
         """An update over weights that were not whole needs every tensor first; writing them again changes nothing."""
         update = self.core.operations.update
+        if update._begun is not None and update._begun.asked.keep_kv != (cause.call.event == "commit_keep"):
+            raise CannotCause("whether the KV is kept is said when the update is begun")
         if self.core.world.weights.state == "updating" and not update._partial and not update._written:
             await self._do_weights_load(Cause(Call("weights", "", "load", {})))
         await self._ask(cause.call, self.engine.finish_weight_update())
