@@ -61,6 +61,14 @@ class Surroundings:
     """A part of a guard -> what is said instead, and why that is sound."""
     no_variables: frozenset[str] = frozenset()
     """Variables that are not modelled: a guard that names one must be decided by an abstraction, what is written to it is forgotten."""
+    left_out: frozenset[str] = frozenset()
+    """Events that happen only together with others, or not at all."""
+    starts: Mapping[str, str] = field(default_factory=dict)
+    """Machine -> the state it begins in, where that is not the table's."""
+    patient: frozenset[str] = frozenset()
+    """Events of the core that wait for its boundary work, as calls do (R1)."""
+    judged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Machine -> the instances whose leads-to stand for all."""
     properties: tuple[Property, ...] = ()
     """About the environment's own machines."""
 
@@ -74,14 +82,12 @@ class Surroundings:
             )  # fmt: skip
         return {**found, **{machine.name: machine for machine in self.machines}}
 
-    def with_also(self, other: Surroundings) -> Surroundings:
-        """Both together."""
-        return Surroundings(
-            (*self.machines, *other.machines), {**self.additions, **other.additions},
-            {key: (*self.joins.get(key, ()), *other.joins.get(key, ())) for key in (*self.joins, *other.joins)},
-            {**self.messages, **other.messages},
-            {**self.conditions, **other.conditions}, {**self.abstractions, **other.abstractions},
-            self.no_variables | other.no_variables, (*self.properties, *other.properties),
+    def with_also(
+        self, joins: Mapping[str, tuple[str, ...]], conditions: Mapping[str, tuple[str, str]], left_out: frozenset[str]
+    ) -> Surroundings:
+        """The same with more."""
+        return replace(
+            self, joins={**self.joins, **joins}, conditions={**self.conditions, **conditions}, left_out=self.left_out | left_out
         )  # fmt: skip
 
 
@@ -330,30 +336,28 @@ LINK = Surroundings(
         Property("no_call_is_forgotten", Modality.always, "A control call is lost only with its core or its link, and then it is failed.",
                  (Judge.model,), when="not call.state == lost or link.state == lost or link.core == dead"),
     ),
+    left_out=frozenset(
+        {"request.submit", "request.abort", "request.vanish", "request.preempt", "request.retract", "request.retracted", "request.eos",
+         "request.fail", "request.device_fault", "request.fault"}
+    ),
 )  # fmt: skip
-LINK_WITHOUT = frozenset(
-    {"request.submit", "request.abort", "request.vanish", "request.preempt", "request.retract", "request.retracted", "request.eos",
-     "request.fail", "request.device_fault", "request.fault"}
-)  # fmt: skip
-"""Driven by messages, or the engine's world: what yields its blocks still lives, and a terminal is a terminal."""
+"""Left out is what messages drive, and what is the engine's world: what yields its blocks still lives, and a terminal is a terminal."""
 SESSION = LINK.with_also(
-    Surroundings(
-        joins={
-            "session.turn > active": ("stream[this].call",),
-            "session.abort_turn": ("stream[this].abort",),
-            "stream.gone": ("session[this].stream_closed",),
-            "stream.deliver_terminal": ("session[this].stream_closed",),
-            "stream.deliver_refusal": ("session[this].stream_closed",),
-            "stream.deliver_error": ("session[this].stream_closed",),
-        },
-        conditions={
-            "session.request_ended": (
-                "not turn_request_ended and turn_stream_closed and stream[this].state == closed and request[this].state == ended"
-                " and to_core[this].state == empty and to_client[this].state == empty",
-                "the core says it behind everything else it has to say; a call that never got there, or whose core is gone, has no request",
-            ),
-        },
-    )
+    joins={
+        "session.turn > active": ("stream[this].call",),
+        "session.abort_turn": ("stream[this].abort",),
+        "stream.gone": ("session[this].stream_closed",),
+        "stream.deliver_terminal": ("session[this].stream_closed",),
+        "stream.deliver_refusal": ("session[this].stream_closed",),
+        "stream.deliver_error": ("session[this].stream_closed",),
+    },
+    conditions={
+        "session.request_ended": (
+            "not turn_request_ended and turn_stream_closed and stream[this].state == closed and request[this].state == ended"
+            " and to_core[this].state == empty and to_client[this].state == empty",
+            "the core says it behind everything else it has to say; a call that never got there, or whose core is gone, has no request",
+        ),
+    },
+    left_out=frozenset({"stream.call", "session.stream_closed"}),
 )
 """Every stream is a turn's. A turn whose call is refused at once is no turn: it begins and ends in one instant."""
-SESSION_WITHOUT = LINK_WITHOUT | {"stream.call", "session.stream_closed"}

@@ -19,7 +19,13 @@ class Variable:
     values: tuple[str, ...]
 
 
-SAME = {("request", "ended"): "absent", ("step", "retired"): "empty", ("step", "dropped"): "empty"}
+SAME = {
+    ("operation", "failed"): "done",
+    ("operation", "superseded"): "done",
+    ("request", "ended"): "absent",
+    ("step", "retired"): "empty",
+    ("step", "dropped"): "empty",
+}
 """States that are told apart in the engine's trace and are one in the model."""
 DERIVED = {"place", "oldest", "tag"}
 """Variables whose value follows from which instance it is."""
@@ -45,7 +51,9 @@ class Reader:
             for instance in world.instances[name]:
                 for variable, values in {"state": tuple(map(str, states)), **machine.variables}.items():
                     if self.is_modelled(name, variable):
-                        first = str(machine.initial) if variable == "state" else str(values[0])
+                        first = (
+                            str(world.surroundings.starts.get(name, machine.initial)) if variable == "state" else str(values[0])
+                        )
                         self._add(full_name(name, instance, variable), tuple(map(str, values)), first)
 
     def is_modelled(self, machine: str, variable: str) -> bool:

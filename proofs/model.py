@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, disj, neg
 from quiesce.proofs.guards import SAME, Reader, Variable, full_name
@@ -94,6 +95,7 @@ class Builder(Reader):
         tables = (*self.machines.values(), *declared)
         joints = [joint for machine in tables for row in machine.rows for joint in map(parse_joint, row.also)]
         around = world.surroundings
+        self._left_out = world.without | around.left_out
         own = {machine.name for machine in around.machines}
         joined = [parse_joint(text) for texts in (*around.joins.values(), around.messages.values()) for text in texts]
         self._joint_only = {(joint.machine, joint.event) for joint in (*joints, *(one for one in joined if one.machine in own))}
@@ -101,7 +103,7 @@ class Builder(Reader):
     def build(self) -> Model:
         for name, machine in self.machines.items():
             for event in machine.events:
-                if (name, str(event.name)) in self._joint_only or f"{name}.{event.name}" in self.world.without:
+                if (name, str(event.name)) in self._joint_only or f"{name}.{event.name}" in self._left_out:
                     continue
                 for instance in self.world.instances[name]:
                     for data in self._data(event):
@@ -119,11 +121,18 @@ class Builder(Reader):
             elif name == "requests":
                 choices.append(list(self.world.instances["request"]))
             else:
-                choices.append([str(value) for value in NARROWED.get((str(event.name), name), CARRIED[name])])
+                choices.append(
+                    [
+                        str(value)
+                        for value in self.world.carried.get(name) or NARROWED.get((str(event.name), name), CARRIED[name])
+                    ]
+                )
         for values in itertools.product(*choices):
             yield dict(zip(event.takes, values, strict=True))
 
     def _actions(self, name: str, instance: str, event: Event, data: Mapping[str, str]) -> Iterator[Action]:
+        if f"{name}.{event.name}" in self.world.surroundings.patient:
+            event = replace(event, owner=Owner.operator)
         carried = ", ".join(f"{key}={value}" for key, value in data.items())
         title = f"{full_name(name, instance, event.name)}({carried})" if carried else full_name(name, instance, event.name)
         for row, here in self._rows(name, instance, str(event.name), data):
@@ -279,7 +288,7 @@ class Builder(Reader):
                 owner = (variable.machine, variable.instance) if variable.machine else (name, instance)
                 found.append(self._set(*owner, variable.name, value))
         if row.shifts:
-            found += self._shift()
+            found += self._shift(name, instance)
         return found
 
     def _is_kept(self, name: str, variable: Name) -> bool:
@@ -291,16 +300,20 @@ class Builder(Reader):
         bit = "yes" if value == "yes" else "no"
         return [self._set("request", request, f"member[{slot}]", bit) for request in whom]
 
-    def _shift(self) -> list[Assign]:
-        """The newer step takes the older one's place, with its members."""
-        pairs = [("step[0].state", "step[1].state")]
-        pairs += [
-            (f"request[{number}].member[0]", f"request[{number}].member[1]") for number in self.world.instances["request"]
-        ]
-        found = []
-        for older, newer in pairs:
-            found += [Assign(TRUE, self.place[older], source=self.place[newer]), Assign(TRUE, self.place[newer], 0)]
-        return found
+    def _shift(self, name: str, instance: str) -> list[Assign]:
+        """Each later instance takes the place of the one before it; the newer step does so with its members."""
+        chain = self.world.instances[name]
+        chain = chain[chain.index(instance) :]
+        words = ["state", *(word for word in self.machines[name].variables if self.is_modelled(name, word))]
+        pairs = [(full_name(name, one, word), full_name(name, other, word)) for one, other in pairwise(chain) for word in words]
+        last = [full_name(name, chain[-1], word) for word in words]
+        if name == "step":
+            pairs += [
+                (f"request[{number}].member[0]", f"request[{number}].member[1]") for number in self.world.instances["request"]
+            ]
+            last += [f"request[{number}].member[1]" for number in self.world.instances["request"]]
+        found = [Assign(TRUE, self.place[before], source=self.place[after]) for before, after in pairs]
+        return found + [Assign(TRUE, self.place[full], self.initial[self.place[full]]) for full in last]
 
     def _set(self, name: str, instance: str, variable: str, value: str) -> Assign:
         place = self.place[full_name(name, instance, variable)]

@@ -35,7 +35,8 @@ def instances_of(builder: Builder, prop: Property) -> tuple[str, ...]:
 def _read(builder: Builder, prop: Property) -> Iterator[tuple[str, Expr, Expr]]:
     """For each instance: name, `when`, `then`; nothing where the world leaves out what they name. A witness is seen, never said instead."""
     read = builder.exactly if prop.modality is Modality.sometimes else builder.guard
-    for instance in instances_of(builder, prop):
+    stand_for_all = builder.world.surroundings.judged.get(prop.machine) if prop.modality is Modality.eventually else None
+    for instance in stand_for_all or instances_of(builder, prop):
         name, machine = f"{prop.name}[{instance}]" if instance else prop.name, prop.machine or "engine"
         try:
             yield name, read(machine, instance, prop.when), read(machine, instance, prop.then or "true")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quiesce.proofs.environment import LINK, LINK_WITHOUT, SESSION, SESSION_WITHOUT, Surroundings
-from quiesce.spec.vocabulary import Mode, Policy, Tag, TokenOwner
+from quiesce.proofs.environment import LINK, SESSION, Surroundings
+from quiesce.proofs.environment_queue import queue
+from quiesce.spec.vocabulary import Mode, OperationKind, Policy, Tag, TokenOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,16 @@ class World:
     """Events that do not happen in this world, unless together with another: `engine.clear`, `request.device_fault`."""
     surroundings: Surroundings = field(default_factory=Surroundings)
     """What it has beside the tables, or says instead of them."""
+    carried: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Data of events that takes fewer values here than there are."""
 
     @property
     def size(self) -> str:
         """How many, and what else bounds it: `N=3, K=2, without engine.clear`."""
-        number = len(self.instances["request"])
+        number = len(self.instances.get("request") or self.instances["operation"])
         words = [f"N={number}"]
         words += [f"K={self.capacity}"] if 0 < self.capacity < number else []
+        words += [f"{name}s {', '.join(values)}" for name, values in self.carried.items()]
         words += [f"without {', '.join(sorted(self.without))}"] if self.without else []
         return ", ".join(words)
 
@@ -49,14 +53,23 @@ class World:
     @staticmethod
     def link(num_requests: int, without: Collection[str] = ()) -> World:
         """World B: front end and core, with some streams and their requests, mailboxes between them, and one control call."""
-        return World("link", _calls(num_requests), num_requests, LINK_WITHOUT | frozenset(without), LINK)
+        return World("link", _calls(num_requests), num_requests, frozenset(without), LINK)
 
     @staticmethod
     def session(num_sessions: int, without: Collection[str] = ()) -> World:
         """World C: the link world, with a session around each stream."""
         instances = _calls(num_sessions)
         instances["session"] = instances["stream"]
-        return World("session", instances, num_sessions, SESSION_WITHOUT | frozenset(without), SESSION)
+        return World("session", instances, num_sessions, frozenset(without), SESSION)
+
+    @staticmethod
+    def operation(num_places: int, kinds: Collection[str] = tuple(OperationKind), without: Collection[str] = ()) -> World:
+        """World D: the queue of control calls, what they wait for, and calls of these kinds."""
+        places = tuple(map(str, range(num_places)))
+        single = ("gate", "update", "clear", "life")
+        carried = {} if set(kinds) == set(OperationKind) else {"kind": tuple(map(str, kinds))}
+        instances = {"operation": places, "verbs": places, "tags": tuple(map(str, Tag)), **dict.fromkeys(single, ("",))}
+        return World("operation", instances, 0, frozenset(without), queue(num_places), carried)
 
 
 def _calls(number: int) -> dict[str, tuple[str, ...]]:
@@ -75,6 +88,7 @@ CARRIED = {
     "weights": tuple(Policy),
     "kv_cache": tuple(Policy),
     "tags": (*Tag, "both"),
+    "kind": tuple(OperationKind),
 }
 """Values of the data that events carry; owners and requests depend on the world."""
 NARROWED = {("shutdown", "mode"): (Mode.wait, Mode.abort)}

@@ -2,7 +2,7 @@
 
     guard    := true | false | not guard | guard and guard | guard or guard | fact | bit
               | variable == word | variable != word | variable in (word, ...) | free > 0
-              | all_requests(guard) | any_request(guard)        likewise tokens, tags, steps, streams, members and named; never nested
+              | all_requests(guard) | any_request(guard)        likewise tokens, tags, steps, streams, operations, members and named; never nested
     variable := name | machine.name | machine[instance].name | each.name | name[slot] | event.name
     update   := variable := word | variable := event.name | request[*].name := guard over each
     joint    := machine[instance].event | machine.event | machine[*].event, optionally with (name=word) or (name=event.name)
@@ -35,6 +35,8 @@ QUANTIFIERS: dict[str, tuple[bool, str]] = {
     "any_step": (False, "step"),
     "all_streams": (True, "stream"),
     "any_stream": (False, "stream"),
+    "all_operations": (True, "operation"),
+    "any_operation": (False, "operation"),
 }
 """Quantifier -> (universal, domain). `member` ranges over the requests that the step of the row names, `named` over those that the
 event names: a checker lets the event name one request at a time, the engine fires it once for a whole batch."""

@@ -30,7 +30,7 @@ MACHINE = Machine(
     },
     variables={"kind": tuple(Kind), "names_weights": BIT, "names_kv": BIT, "delivered": BIT, "caller": tuple(Presence)},
     events=(
-        Event(E.take, Owner.core, Fairness.weak, "every operation in front ends: drains have deadlines, copies are device-fair"),
+        Event(E.take, Owner.core, Fairness.strong, "tried after every event of the core, first come, first served; what is waited for is sure to end"),
         Event(E.act, Owner.core, Fairness.weak, PASS, boundary=True),
         Event(E.deliver, Owner.device, Fairness.weak, "copies end or fail"),
         Event(E.complete, Owner.core, Fairness.weak, PASS, boundary=True),

@@ -122,6 +122,8 @@ PROPERTIES = (
              then="not state in (connecting, restarting)"),
     Property("L4e_control_is_answered", L, "A control call is answered, by the core or by the end of its link.", (MODEL, TEST), machine="link",
              when="control == pending", then="control == idle"),
+    Property("L4i_operations_are_answered", L, "A control call has its effect, or is refused, failed or superseded.", (MODEL, TEST), machine="operation",
+             when="state in (queued, draining, acting)", then="state in (done, failed, superseded)"),
     Property("L4f_turns_end", L, "A turn whose stream is closed gives way to the next.", (MODEL, TEST), machine="session",
              when="state == active and turn_stream_closed", then="state != active"),
     Property("L4g_sessions_close", L, "A session that was told to close is gone.", (MODEL, TEST), machine="session", when="state == closing",

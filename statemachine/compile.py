@@ -29,6 +29,7 @@ RANGES = {
     "named": "a['requests']",
     "pause_token": "w.pause_token.values()",
     "stream": "w.streams.values()",
+    "operation": "w.operations.values()",
 }
 CONSTANTS = {f"{machine.name}_{state}": state for machine in MACHINES for state in machine.states}
 RECORDS = {"member": "request", "named": "request"}

@@ -56,6 +56,9 @@ def test_every_guard_is_compiled_to_what_it_says(table: Machine) -> None:
 def test_facts_and_properties_are_compiled_to_what_they_say() -> None:
     texts = [(fact.of or "engine", fact.when) for fact in FACTS]
     texts += [(prop.machine or "engine", text) for prop in PROPERTIES for text in (prop.when, prop.then) if text]
+    texts = [
+        (machine, text) for machine, text in texts if "[this]" not in text
+    ]  # of one call: no core and no front end holds it all
     cases = [(machine, text, parse_guard(text), compile_guard(machine, text)) for machine, text in dict.fromkeys(texts)]
     seen: dict[tuple[str, str], set[bool]] = {(machine, text): set() for machine, text, _, _ in cases}
     for seed in range(NUM_WORLDS):
