@@ -18,7 +18,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Bullets:
-    """Items, each with lines of its own below it."""
+    """Items, each with lines of its own below it; in Markdown they share one, so that the file stays short."""
 
     items: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -88,7 +88,7 @@ def _block(block: Block) -> str:
         case Text(text):
             return text
         case Bullets(items):
-            return "\n".join(line for item, below in items for line in (f"- {item}", *(f"  - {one}" for one in below)))
+            return "\n".join(f"- {item}" + (f"\n  - {'<br>'.join(below)}" if below else "") for item, below in items)
         case Table(columns, rows):
             return markdown.table(columns, rows)
         case Picture(_, mermaid, _):

@@ -58,12 +58,12 @@ def _machine(machine: Machine, evidence: Evidence) -> Section:
         Picture(machine.name, flowchart(machine, {}), graphviz.dot(machine, spells_guards=False)),
     ]
     parts = {title: (columns, rows) for title, columns, rows in diagram.tables(machine)}
+    if machine.variables:
+        blocks.append(Text("Variables: " + "; ".join(f"{name} ({values})" for name, values in parts["Variables"][1]) + "."))
     columns, rows = parts["Rows"]
     place = columns.index("fairness")  # what provides it is said in the section on fairness
     short = [[*row[:place], row[place].partition(":")[0], *row[place + 1 :]] for row in rows]
     blocks += [table(*parts["States"]), table(columns, short)]
-    if parts["Variables"][1]:
-        blocks.append(Folded("Variables", (table(*parts["Variables"]),)))
     answers = _answers(parts["Ignored"][1], parts["Refused"][1])
     blocks.append(Folded(f"Ignored and refused cells, of {len(answers)} events", (table(("event", "answer"), answers),)))
     return Section(machine.name, tuple(blocks))
@@ -80,17 +80,12 @@ def _answers(ignored: Sequence[Sequence[str]], refused: Sequence[Sequence[str]])
 
 
 def _together(view: composed.View | None) -> Section:
-    touched = [
-        (code(one.machine), code(one.other), *(", ".join(map(code, words)) for words in (one.moves, one.writes, one.reads)))
-        for one in coupling.touches()
-    ]
     facts = [(code(fact.name), fact.of or "the engine", code(fact.when), fact.sentence) for fact in FACTS]
     shared = Section(
         "Who touches whom",
         (
             Text(coupling.MESSAGES),
             Picture("coupling", coupling.mermaid(), coupling.dot()),
-            Folded("As a table", (table(("machine", "and", "moves it by", "writes its", "reads its"), touched),)),
             Folded("The facts that guards name", (table(("fact", "about", "holds when", "in words"), facts),)),
         ),
     )

@@ -113,7 +113,7 @@ def mutants(evidence: Evidence) -> Section:
     if not found:
         return Section("Mutants", (Text(f"Mutants of the tables: {NOT_RUN}."),))
     blocks: list[Block] = [_by_kind(found), *_killers(found)]
-    certified = tuple((f"{code(one.name)}: {one.certificate}", ()) for one in found if not one.killed_by and one.certificate)
+    certified = [one for one in found if not one.killed_by and one.certificate]
     still_open = tuple(
         (code(one.name) + (f", up to {one.size}" if one.size else ""), ())
         for one in found
@@ -124,13 +124,20 @@ def mutants(evidence: Evidence) -> Section:
             Text("**Open**: no property notices, and no certificate says that there is nothing to notice."),
             Bullets(still_open),
         ]
-    if certified:
-        blocks.append(Folded(f"Not different ({len(certified)}), each with its certificate", (Bullets(certified),)))
     for machine in sorted({one.machine for one in found}):
-        killed = [one for one in found if one.machine == machine and one.killed_by]
-        told_of = "<br>".join(f"{code(one.name)}: {', '.join(sorted(set(map(plain, one.killed_by))))}" for one in killed)
-        blocks.append(Folded(f"Killed in {machine} ({len(killed)})", (Text(told_of),)))
+        killed = [
+            f"{code(one.name)}: {', '.join(sorted(set(map(plain, one.killed_by))))}"
+            for one in found
+            if one.machine == machine and one.killed_by
+        ]
+        same = [f"{code(one.name)}: {one.certificate}" for one in certified if one.machine == machine]
+        blocks += _listed(f"Killed in {machine}", killed)
+        blocks += _listed(f"Not different in {machine}, each with its certificate", same)
     return Section("Mutants", tuple(blocks))
+
+
+def _listed(title: str, lines: list[str]) -> list[Block]:
+    return [Folded(f"{title} ({len(lines)})", (Text("<br>".join(lines)),))] if lines else []
 
 
 def _by_kind(found: list[Mutant]) -> Block:

@@ -171,7 +171,7 @@ def test_every_machine_is_there_with_every_row_and_reason() -> None:
 def test_rules_say_what_broke_and_what_the_real_engine_did() -> None:
     page = section(whole()[0], "Rules and seeds")
     assert (
-        "- **R15**: Blocks wait for both slots.\n  - taken away: the guard of reap\n  - breaks: `S7_no_free_under_a_writer`"
+        "- **R15**: Blocks wait for both slots.\n  - taken away: the guard of reap<br>breaks: `S7_no_free_under_a_writer`"
         in page
     )
     assert "on the real engine: a block was written after it was freed" in page
@@ -181,7 +181,8 @@ def test_mutants_are_counted_by_kind_and_survivors_are_explained() -> None:
     page = section(whole()[0], "Mutants")
     assert "| drop conjunct | 2 | 1 | 1 | 0 |" in page
     assert "| all | 3 | 2 | 1 | 0 |" in page
-    assert "- `engine.reopen when: drop y`: same graph at N=1 and N=2" in page
+    assert "engine, each with its certificate (1)" in page
+    assert "`engine.reopen when: drop y`: same graph at N=1 and N=2" in page
     assert "**Open**" not in page
     found = evidence()
     found.mutants.append(Mutant("link.lose[1]: drop", "link", "drop row", size="N=2"))
