@@ -5,8 +5,9 @@ Every variable of the model is computed from one field of one record, and every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quiesce.engine.request import Request
@@ -167,17 +168,16 @@ def _record(world: World, machine: str, instance: str, slots: Mapping[str, int])
     return None if key is None else world.requests.get(key)
 
 
-def kinds() -> Iterator[type[Record]]:
-    """All kinds of records there are."""
+def fields() -> list[tuple[type[Record], str]]:
+    """Every field of every record, with what the engine adds to a record of world A."""
+    found: list[tuple[type[Record], str]] = []
     waiting: list[type[Record]] = [Record]
     for kind in waiting:  # grows
-        yield kind
-        waiting += [below for below in kind.__subclasses__() if below.__module__.startswith("quiesce.")]
-
-
-def fields() -> list[tuple[type[Record], str]]:
-    """Every field of every record."""
-    return [(kind, name) for kind in kinds() for name in kind.__slots__]
+        waiting += kind.__subclasses__()
+        is_ours = kind.__module__ == Record.__module__
+        adds = kind.__module__.startswith("quiesce.engine.") and kind.machine in {mapped.machine for mapped in MAPPED}
+        found += [(kind, name) for name in kind.__slots__] if is_ours or adds else []
+    return found
 
 
 def markdown() -> str:
@@ -203,3 +203,18 @@ def markdown() -> str:
 
 def _said(kind: str, names: Sequence[str]) -> str:
     return ", ".join(f"`{kind}.{name}`" for name in names) if len(names) <= 2 else f"`{kind}`: {', '.join(names)}"
+
+
+def page() -> str:
+    """`proofs/REFINEMENT.md`."""
+    return f"""# The refinement map
+
+From an engine's records to a state of the model of world A; `world` is `AsyncEngine._core.world`. Generated from `proofs/refinement.py`
+by `python -m quiesce.proofs.refinement`, and held against every record and every variable by `tests/proofs/test_refinement.py`.
+A `[slot]` holds one request after the other; a request that has ended is `absent`, a step that has retired or was dropped is `empty`.
+
+{markdown()}"""
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "REFINEMENT.md").write_text(page(), encoding="utf-8")
