@@ -229,7 +229,7 @@ def _add_diagram(commands: Commands) -> None:
     command.add_argument(
         "--against",
         metavar="REV",
-        help="print what changed since this git revision, as Markdown for a review (REV..REV2: between two); "
+        help="print what changed since this git revision, in MACHINE or anywhere, as Markdown for a review (REV..REV2: between two); "
         "coloured pictures go to the folder",
     )
     command.set_defaults(run=_diagram)
@@ -284,9 +284,13 @@ def _pictures(name: str) -> dict[str, Callable[[], str]]:
 def _difference(asked: argparse.Namespace) -> int:
     from quiesce.statemachine import difference_report
     from quiesce.statemachine.difference import compare
-    from quiesce.statemachine.revisions import two
+    from quiesce.statemachine.revisions import RevisionError, two
 
+    if asked.machine == "composed":
+        raise RevisionError("composed is explored, not declared: compare a machine, or coupling")
     found = compare(*two(asked.against))
+    if asked.machine is not None:
+        found = found.only(asked.machine)
     print(difference_report.markdown(found), end="")
     if found:
         paths = difference_report.write_pictures(found, asked.out)

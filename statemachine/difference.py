@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import SequenceMatcher
 from typing import Any, Final
 
@@ -83,6 +83,14 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.machines or self.others)
+
+    def only(self, machine: str) -> Difference:
+        """What changed in one machine; `coupling`: in what they share."""
+        return replace(
+            self,
+            machines=tuple(one for one in self.machines if one.name == machine),
+            others=self.others if machine == "coupling" else (),
+        )
 
 
 def compare(before: Declaration, after: Declaration) -> Difference:

@@ -168,6 +168,8 @@ def test_facts_properties_and_the_order_of_the_pass_are_compared() -> None:
     fact, prop = FACTS[0], PROPERTIES[0]
     before = Declaration("before", {}, {fact.name: fact}, {prop.name: prop}, ("door.rust", "door.push"))
     after = Declaration("now", {}, {fact.name: replace(fact, when="true")}, {}, ("door.push", "door.rust"))
+    assert compare(before, after).only("coupling") == compare(before, after)
+    assert not compare(before, after).only("door")
     lines = markdown(compare(before, after)).splitlines()
     assert lines[lines.index(f"- ± fact `{fact.name}`") + 1] == f"  - when: `{fact.when}` → `true`"
     assert f"- − property `{prop.name}`: {prop.sentence}" in lines
@@ -300,7 +302,11 @@ def test_the_command_prints_the_markdown_and_writes_the_pictures(
     shown = capsys.readouterr()
     assert shown.out == difference_report.markdown(compare(*two("HEAD~1..HEAD")))
     assert {"request.before.dot", "request.after.dot"} <= {path.name for path in tmp_path.iterdir()}
+    assert cli.main(["diagram", "link", "--against", "HEAD~1..HEAD", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Nothing changed")
     assert cli.main(["diagram", "--against", "HEAD~1..HEAD~1", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("Nothing changed")
+    assert cli.main(["diagram", "composed", "--against", "HEAD"]) == 2
+    assert capsys.readouterr().err.startswith("quiesce diagram: composed is explored")
     assert cli.main(["diagram", "--against", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("quiesce diagram: nothing is no revision")
