@@ -75,7 +75,9 @@ def _in_one_paragraph(evidence: Evidence) -> str:
         if evidence.proofs
         else f"for any number of requests: {NOT_RUN};",
         _mutants_told(evidence),
-        f"{counted(len(evidence.rules), 'rule')} shown to be needed." if evidence.rules else f"rules: {NOT_RUN}.",
+        f"{sum(bool(rule.broken) for rule in evidence.rules)} of {counted(len(evidence.rules), 'rule')} shown to be needed."
+        if evidence.rules
+        else f"rules: {NOT_RUN}.",
     ]
     return " ".join(parts)
 
@@ -161,9 +163,14 @@ def _proved(evidence: Evidence) -> Iterator[Block]:
         return
     solvers = sorted({str(proof.by) for proof in evidence.proofs})
     total, unmet = (sum(getattr(proof, name) for proof in evidence.proofs) for name in ("num_obligations", "num_unmet"))
+    possible = any(not proof.property for proof in evidence.proofs)
     yield Text(
         f"By induction, whatever the number of requests: {counted(total, 'obligation')}, {unmet} not met; solvers: {', '.join(solvers)}. "
-        "Beside the sentences, every action is shown to be possible, or what is proved of it would be proved of nothing."
+        + (
+            "Every action was asked to be possible, too, or what is proved of it would be proved of nothing."
+            if possible
+            else "Whether every action is possible was not asked."
+        )
     )
     names = sorted({plain(proof.property) for proof in evidence.proofs if proof.property})
     declared = {prop.name for prop in PROPERTIES}

@@ -74,7 +74,8 @@ def test_the_first_page_counts_what_was_found_and_names_the_tools() -> None:
         "2 properties judged in 2 exhausted worlds (3 judgements by 3 judges)",
         "370 obligations for 2 sentences",
         "2 of 3 mutants of the tables killed by named properties, 1 shown to be none, 0 open",
-        "1 rule shown to be needed",
+        "1 of 1 rule shown to be needed",
+        "Every action was asked to be possible",
         f"declaration `{spec_hash()}`, profile `full`; tools: SPIN 6.5.2, cc 12.2.0.",
     ):
         assert phrase in page
@@ -125,6 +126,16 @@ def test_what_was_never_run_is_said() -> None:
     assert "- judges that were not asked: Rumur, cvc5" in page
     assert "`S2_running_is_open`" in page
     assert "`S1_residency`" not in page
+
+
+def test_a_rule_that_breaks_nothing_is_not_counted_as_needed_and_an_unasked_question_is_named() -> None:
+    found = evidence()
+    found.rules.append(replace(found.rules[0], name="R4", broken=(), story=(), on_the_engine=""))
+    found.proofs.pop()
+    page = section(shown(found), "Verdict")
+    assert "1 of 2 rules shown to be needed" in page
+    assert "Whether every action is possible was not asked." in page
+    assert "breaks: nothing<br>on the real engine: not driven" in section(shown(found), "Rules and seeds")
 
 
 def test_evidence_of_other_tables_says_so_first() -> None:
