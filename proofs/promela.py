@@ -121,9 +121,10 @@ def program(model: Model, always: Mapping[str, Expr], moves: Sequence[MoveProper
     ]
     broken = {name: printer.tree(neg(holds)) for name, holds in always.items()}
     for move in moves:
-        wrong = [
-            f"({guards[number]} && {printer.tree(neg(tree))})" for number, tree in sorted(move.before.items()) if tree != TRUE
-        ]
+        made: dict[Expr, list[str]] = {}
+        for number, tree in sorted(move.before.items()):
+            made.setdefault(tree, []).append(guards[number])
+        wrong = [f"({printer.tree(neg(tree))} && ({' || '.join(of)}))" for tree, of in made.items()]
         broken[move.name] = f"({' || '.join(wrong) or 'false'})"
     judges = [
         f"/* {name} */\n:: d_step {{ {where} -> assert({number} < 0) }}" for number, (name, where) in enumerate(broken.items())

@@ -158,6 +158,55 @@ def test_a_quantifier_inside_another_is_refused() -> None:
         world.formula(builder.guard("request", "each", "live"), world.before)
 
 
+# ---- the shortcuts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_because_it_is_untouched_is_the_same_formula_after_the_action() -> None:
+    prover = Prover()
+    world, untouched = prover.world, 0
+    before = {name: world.formula(tree, world.before) for name, tree in prover.invariant.items()}
+    for action in world.model.actions[::3]:
+        after, writes = world.after(action), world.writes(action)
+        for name, tree in prover.invariant.items():
+            if not world.reads(tree) & writes:
+                untouched += 1
+                assert world.formula(tree, after).eq(before[name]), (action.name, name)
+    assert untouched > 1000
+
+
+def test_changes_that_do_not_concern_an_action_are_true_of_it() -> None:
+    prover = Prover()
+    world = prover.world
+    pairs = [(action, change) for action in world.model.actions for change in CHANGES
+             if not change.concerns(world, action, world.writes(action))]  # fmt: skip
+    for action, change in random.Random(5).sample(pairs, 60):
+        solver = z3.Solver()
+        solver.add(world.formula(action.guard, world.before), z3.Not(change.claim(world, action, world.after(action))))
+        assert solver.check() == z3.unsat, (action.name, change.name)
+
+
+@pytest.mark.parametrize("bit", ["free > 0", "oldest"])
+def test_the_invariant_may_not_speak_of_what_changes_without_being_written(bit: str) -> None:
+    sentence = Property("wrong", LEMMAS[0].modality, "", (Judge.any_n_proof,), when=f"not live or {bit}", machine="request")
+    with pytest.raises(SpecError, match=r"nothing is known|of no other"):
+        Prover(lemmas=[*LEMMAS, sentence]).run([])
+
+
+def test_an_action_that_an_earlier_row_does_not_stand_for_is_not_excused() -> None:
+    """A row that can never be taken for a wait, though rows before it can."""
+
+    def blocked(row: Row) -> Row:
+        if row.event != "begin_update" or "paused" not in row.source:
+            return row
+        return replace(row, when=f"({row.when or 'true'}) and (event.mode != wait or engine.state == running)")
+
+    prover = Prover(mutated("engine", blocked))
+    actions = [action for action in prover.world.model.actions if action.event.name == "begin_update"]
+    missing = [one for one in prover.run(actions).obligations if one.kind is Kind.possible and not one.is_met]
+    assert {one.action.partition(",")[0] for one in missing} == {"engine.begin_update(mode=wait)"}
+    assert {one.how for one in missing} == {How.failed}
+
+
 # ---- the solver's actions are the explorers' ----------------------------------------------------------------------------------------
 
 
