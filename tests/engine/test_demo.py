@@ -21,6 +21,7 @@ from quiesce.engine import demo
 from quiesce.engine.demo import Leaving, Show, plan, problems_of
 from quiesce.engine.demo_view import frame, plain_line
 from quiesce.engine.outputs import Blocks, Status
+from quiesce.proofs.trace_path import follow_file
 from quiesce.statemachine import trace
 
 COMMAND = [sys.executable, "-m", "quiesce.engine.cli", "demo"]
@@ -104,6 +105,11 @@ def test_the_trace_tells_one_end_for_each_request(ran: Ran) -> None:
     ended = [entry["id"] for entry in entries if entry.get("machine") == "request" and entry["to"] == "ended"]
     assert sorted(begun) == sorted(ended)
     assert len(set(begun)) == len(begun) == sum(len(client.turns) for client in plan())
+
+
+@pytest.mark.parametrize("name", ["trace.ndjson", "second_act.ndjson"])
+def test_each_act_is_a_path_of_the_model(ran: Ran, name: str) -> None:
+    assert follow_file(ran.out / name).num_actions > 200
 
 
 def test_the_second_act_loses_repeats_and_invents_no_token_and_gives_memory_back(ran: Ran) -> None:

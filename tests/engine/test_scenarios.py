@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from quiesce.proofs.trace_path import follow_file
+from tests.engine import scenario_player
 from tests.engine.scenario_parser import CALLS, Condition, Parser, ScenarioError, parse
 from tests.engine.scenario_player import Player
 from tests.engine.scenario_world import Undisturbed, Weights
@@ -29,8 +32,14 @@ def play(text: str, weights: Weights, undisturbed: Undisturbed, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_scenario(path: Path, weights: Weights, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenario(
+    path: Path, weights: Weights, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And what the engine wrote of it is a path of the model."""
+    written = tmp_path / "trace.ndjson"
+    monkeypatch.setattr(scenario_player, "small_engine", partial(scenario_player.small_engine, trace_path=written))
     undisturbed.check(Player(parse(path), weights, monkeypatch).play())
+    assert follow_file(written).num_actions > 1
 
 
 def test_each_scenario_says_what_it_stands_for_and_every_control_call_is_in_one() -> None:
