@@ -55,6 +55,7 @@ class Verdict:
     stories: Mapping[str, tuple[str, ...]]
     """Violated properties, each with a shortest way to it; the last name is the move where it is one on moves."""
     seconds: float
+    """Of processor time; there is one thread."""
     all_states: int
     """Each order of requests counted: what a run without symmetry finds; so are edges and dead ends."""
     all_edges: int

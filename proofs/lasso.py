@@ -40,6 +40,7 @@ class Answers:
     num_states: int
     num_edges: int
     seconds: float
+    """Of processor time; there is one thread."""
     peak_bytes: int
     lassos: tuple[Mapping[str, Lasso | None], ...]
     """For each fairness that was asked about: by promise, how it fails, or None."""

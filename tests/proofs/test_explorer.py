@@ -149,7 +149,7 @@ def test_more_than_64_promises_of_a_kind_are_judged() -> None:
 
 
 def test_a_world_that_needs_more_memory_than_it_may_take_is_refused_in_words() -> None:
-    builder = Builder(World.engine(1))
+    builder = Builder(World.engine(2, without=QUIET))
     with pytest.raises(MemoryError, match="the states of engine need more than 2 MB"):
         explore(builder.build(), {}, megabytes=2)
 
