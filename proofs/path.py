@@ -126,6 +126,8 @@ class Tables(Builder):
         event = next((event for event in machine.events if event.name == call.event), None)
         if event is None:
             raise NotAPath(f"{call.machine} has no event {call.event}")
+        if (call.machine, call.event) in self._joint_only:
+            raise NotAPath(f"{call} happens only together with another")
         if set(event.takes) != set(call.data):
             raise NotAPath(f"{call} must carry {', '.join(event.takes) or 'nothing'}")
 
