@@ -173,7 +173,7 @@ class Operations:
         return True
 
     def _may_wait(self, operation: Operation, refusal: RefusedTransition) -> bool:
-        """Whether something that is sure to end is in the way."""
+        """Whether something that is sure to end is in the way. Of calls only those before it: later ones could follow each other for ever."""
         if refusal.event == MemoryEvent.select and refusal.state != MemoryState.restoring:
             return False  # another policy than that under which the tag is chosen or away: waiting does not change it
         if operation.kind not in QUEUED or self.world.engine.goal == Goal.stop or self.update.is_its_clients:
@@ -181,7 +181,7 @@ class Operations:
         if self.world.token(TokenOwner.clear).state != TokenState.free or self._memory_moves():
             return True
         busy = (OperationState.draining, OperationState.acting)
-        return any(other.state in busy for other in self.by_key.values() if other is not operation)
+        return any(other.state in busy for other in self.by_key.values() if other.key < operation.key)
 
     def _memory_moves(self) -> bool:
         """Whether a copy is on its way, or zeroing: perhaps of an operation that is answered, because another tag of it failed."""

@@ -1,6 +1,7 @@
 """Model checking and proofs of the declaration.
 
-    model       rows to actions over finite variables, one printer-neutral tree (expr)
+    world       which machines: the engine; link and session with what surrounds them (environment); the queue (environment_queue)
+    model       rows to actions over finite variables, one printer-neutral tree (expr); guards read in a world (guards)
     properties  what is promised of states, of moves, and leads-to
     search      the explorer to read, in Python; leads-to under fairness
     explorer    the exhaustive one, printed as C
@@ -8,6 +9,6 @@
     induction   the same promises for any number of requests: z3, with the lemmas that carry them (lemmas, changes, unbounded)
     prove       the command
 
-Not here yet: the worlds of link, session and operations, Murphi, a second solver, the mutation campaign, replay on the real engine,
+Not here yet: Murphi, a second solver, the mutation campaign, replay on the real engine,
 the report.
 """

@@ -217,11 +217,18 @@ BEGINS: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Kind, when it can begin, what begins with it."""
 CAN_BEGIN = " or ".join(f"(operation[this].kind == {kind} and {when})" for kind, when, _ in BEGINS)
-SURE_TO_END = f"(clear.state == held or {MOVES} or {BEGUN})"
-WAITS = (
-    f"{ALIVE} and ((operation[this].{QUEUED} and not {CLIENTS} and {SURE_TO_END})"
-    f" or (operation[this].kind in (load_weights, finish_weight_update) and {LOADING}))"
-)
+
+
+def waits(place: int) -> str:
+    """That what is in the way is sure to end. Of calls only those before it: later ones could follow each other for ever."""
+    begun = [f"operation[{earlier}].state in (draining, acting)" for earlier in range(place)]
+    sure_to_end = " or ".join(["clear.state == held", MOVES, *begun])
+    return (
+        f"{ALIVE} and ((operation[this].{QUEUED} and not {CLIENTS} and ({sure_to_end}))"
+        f" or (operation[this].kind in (load_weights, finish_weight_update) and {LOADING}))"
+    )
+
+
 ACTS = (
     *((f"operation[this].kind == sleep and {named}", tuple(f"tags[{tag}].leave" for tag in tags)) for named, tags in NAMINGS),
     ("operation[this].kind == begin_weight_update", ("update.begin",)),
@@ -256,7 +263,7 @@ VERBS = _machine(
         *(Row("begin", (Verbs.ready,), None, "it can", when=f"operation[this].kind == {kind} and {when}", also=also) for kind, when, also in BEGINS),
         *(Row("act", (Verbs.ready,), None, "its effect begins", when=when, also=moves) for when, moves in ACTS),
         Row("refuse", (Verbs.ready,), None, "it cannot begin, and nothing that is sure to end is in its way",
-            when=f"operation[this].state == queued and not ({CAN_BEGIN}) and not ({WAITS})", also=("operation[this].give_up",)),
+            when=f"operation[this].state == queued and not ({CAN_BEGIN})", also=("operation[this].give_up",)),
         Row("reject", (Verbs.ready,), None, "for a reason of its own: a bad source, another policy, a mode that cannot rise",
             when="operation[this].state == queued", also=("operation[this].give_up",)),
         Row("spoil", (Verbs.ready,), None, "its tensors are not wanted, or the device cannot sum up",
@@ -282,7 +289,10 @@ def queue(num_places: int) -> Surroundings:
         nobody_before = " and ".join(f"operation[{earlier}].state != queued" for earlier in range(place)) or "true"
         in_order = f"not operation[{place}].{QUEUED} or ({nobody_before})"
         first_come[f"operation[{place}].take"] = (in_order, "first come, first served among those that queue")
-        first_come[f"verbs[{place}].refuse"] = (in_order, "whoever waits behind another is not tried")
+        first_come[f"verbs[{place}].refuse"] = (
+            f"({in_order}) and not ({waits(place)})",
+            "whoever waits for what is sure to end is not refused",
+        )
         forgotten = f"kind == {next(iter(Kind))} and not delivered and not names_weights and not names_kv and caller == present"
         alone = f"operation[{place + 1}].state == done" if place + 1 < num_places else "true"
         first_come[f"operation[{place}].leave"] = (

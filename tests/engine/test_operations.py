@@ -189,6 +189,30 @@ def test_queued_calls_act_in_the_order_in_which_they_were_made(ledger_folder: Pa
     run(ledger_folder, body)
 
 
+def test_a_call_waits_for_those_before_it_and_never_for_calls_that_keep_coming_after_it(ledger_folder: Path) -> None:
+    """The model's story, with three calls at a time: checksums that overlap kept a clear waiting that only a wake_up makes possible."""
+
+    async def body(world: World) -> None:
+        engine = world.engine
+        await engine.sleep(tags=["kv_cache"])
+        for number in (2, 4):
+            world.loop.hold(f"checksum {number}")
+        before = await begun(world, engine.weights_checksum())
+        clearing = await begun(world, engine.reset_prefix_cache(reset_running_requests=True))
+        after = await begun(world, engine.weights_checksum())
+        assert not clearing.done()
+        world.loop.release("checksum 2")
+        await before
+        with pytest.raises(errors.TransitionConflict, match="wake_up"):
+            await clearing
+        assert not after.done()
+        world.loop.release("checksum 4")
+        assert await after == await engine.weights_checksum()
+        await engine.wake_up()
+
+    run(ledger_folder, body)
+
+
 def test_a_call_that_waits_its_turn_has_a_deadline_too(ledger_folder: Path) -> None:
     async def body(world: World) -> None:
         engine = world.engine
