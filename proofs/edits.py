@@ -44,13 +44,13 @@ class Edit:
             case _:
                 return f"{what}: {self.part} {'has also' if self.instead else 'has no'} `{self.instead or self.text}`"
 
-    def row(self, row: Row) -> Row | None:
-        """The row as it is then; None: there is none."""
+    def row(self, row: Row) -> Row:
+        """The row as it is then. One that is taken out is never taken, and keeps its place: others keep their numbers."""
         if self.event not in ("*", str(row.event)) or (self.leaving and self.leaving not in map(str, row.source)):
             return row
         match self.part:
             case "row":
-                return None if self.text in row.when else row
+                return replace(row, when="false") if self.text in row.when else row
             case "target":
                 return replace(row, target=self.text)
             case "source" if self.text[0] == "+":
@@ -96,7 +96,7 @@ def edited(edits: Sequence[Edit], tables: Tables = CATALOG.machines) -> Tables:
             changed = replace(table, events=tuple(
                 replace(event, fairness=Fairness(edit.text)) if event.name == edit.event else event for event in table.events))  # fmt: skip
         else:
-            changed = replace(table, rows=tuple(kept for row in table.rows if (kept := edit.row(row)) is not None))
+            changed = replace(table, rows=tuple(map(edit.row, table.rows)))
         if changed == table:
             raise SpecError(f"{edit} changes nothing")
         found[edit.machine] = changed

@@ -186,7 +186,7 @@ FRONT = (
             "S13b_no_cancel_is_forgotten[0]", LINK, False),
     Without("R36b", "An opening closes with its outcome, not before.", (edit("stream", "gone", "target", "closed", leaving="opening"),),
             "S6b_no_orphan[0]", LINK, False),
-    Without("R37", "An opening that is refused closes its stream.", (edit("stream", "nak", "row"),), "S4b_answers_are_expected[0]", LINK, False),
+    Without("R37", "An opening that is refused closes its stream.", (edit("stream", "nak", "row"),), "L4_openings_are_answered[0]", LINK, False),
     Without("R37b", "An opening that is accepted and not wanted any more ends, too.", (edit("stream", "ack", "row", "up and cancel"),),
             "L4_openings_are_answered[0]", LINK, False),
     Without("R38", "A turn is over when its request has ended, not only its stream.", (edit("session", "turn_over", "when", "turn_request_ended"),),

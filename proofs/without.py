@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from quiesce.proofs import moves, properties, search
@@ -15,10 +16,21 @@ from quiesce.proofs.lemmas import LEMMAS
 from quiesce.proofs.model import Builder, Model, is_patient
 from quiesce.proofs.rules import RULES, Without
 from quiesce.proofs.search import Graph, compile_guard
-from quiesce.spec import CATALOG
+from quiesce.spec import CATALOG, PASS_ORDER
 
 FOR_EVER = "for ever:"
 """Stands in a story between what happens once and what can then go on for ever; nothing after it: nothing need happen any more."""
+
+
+def in_pass_order(model: Model) -> Model:
+    """The model as the engine goes about it: whatever waits, boundary work is done first, in the order of the pass."""
+    place = {(machine, str(event)): number for number, (machine, event) in enumerate(PASS_ORDER)}
+    boundary = [action for action in model.actions if action.event.boundary]
+    boundary.sort(key=lambda action: place[(action.machine, str(action.event.name))])
+    earlier = {(action.name, action.row): boundary[:number] for number, action in enumerate(boundary)}
+    return replace(model, actions=[
+        replace(action, guard=conj([action.guard, *(neg(other.guard) for other in earlier.get((action.name, action.row), boundary))]))
+        for action in model.actions])  # fmt: skip
 
 
 def found(without: Without) -> Rule:
@@ -31,10 +43,15 @@ def found(without: Without) -> Rule:
     return Rule(without.rule, without.sentence, without.removed, (without.breaks,) if story else (), story)
 
 
-def breaks(without: Without) -> tuple[str, ...]:
-    """The shortest way to break the named property without the rule; empty if it cannot be broken."""
+def breaks(without: Without, as_engine: bool = False) -> tuple[str, ...]:
+    """The shortest way to break the named property without the rule; empty if it cannot be broken.
+
+    `as_engine`: only as the engine goes about it.
+    """
     builder = Builder(without.world, edited(without.edits))
     model = (without.change or without.base)(builder.build())
+    if as_engine:
+        model = in_pass_order(model)
     return _story(without, builder, model, without.one_pass and without.in_order)
 
 
