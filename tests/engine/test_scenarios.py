@@ -12,7 +12,7 @@ from quiesce.proofs.trace_path import follow_file
 from tests.engine import scenario_player
 from tests.engine.scenario_parser import CALLS, Condition, Parser, ScenarioError, parse
 from tests.engine.scenario_player import Player
-from tests.engine.scenario_world import Undisturbed, Weights
+from tests.engine.scenario_world import Undisturbed, Weights, small_engine
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 
@@ -37,7 +37,7 @@ def test_scenario(
 ) -> None:
     """And what the engine wrote of it is a path of the model."""
     written = tmp_path / "trace.ndjson"
-    monkeypatch.setattr(scenario_player, "small_engine", partial(scenario_player.small_engine, trace_path=written))
+    monkeypatch.setattr(scenario_player, "small_engine", partial(small_engine, trace_path=written))
     undisturbed.check(Player(parse(path), weights, monkeypatch).play())
     assert follow_file(written).num_actions > 1
 

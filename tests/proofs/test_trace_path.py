@@ -15,6 +15,7 @@ import pytest
 
 from quiesce.proofs.trace_path import NoPath, follow, follow_file
 from quiesce.stateful import control_explorer
+from quiesce.stateful.driver import ledger_config
 from quiesce.statemachine.trace import read
 
 Lines = list[dict[str, Any]]
@@ -38,12 +39,11 @@ def written(ledger_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """Random programs of clients and operators on random schedules, failures included; what each engine wrote."""
     folder = tmp_path_factory.mktemp("traces")
     paths = {seed: folder / f"{seed}.ndjson" for seed in SEEDS}
-    plain = control_explorer.ledger_config
     logging.disable(logging.CRITICAL)
     try:
         with pytest.MonkeyPatch.context() as patch:
             for seed, path in paths.items():
-                patch.setattr(control_explorer, "ledger_config", partial(plain, trace_path=path))
+                patch.setattr(control_explorer, "ledger_config", partial(ledger_config, trace_path=path))
                 control_explorer.explore(ledger_folder, seed)
     finally:
         logging.disable(logging.NOTSET)
