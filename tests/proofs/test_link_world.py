@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quiesce.proofs import environment, explorer, promela, properties, search
+from quiesce.proofs import environment, explorer, lasso, promela, properties, search
 from quiesce.proofs.guards import OutsideWorld
 from quiesce.proofs.model import Builder
 from quiesce.proofs.world import World
@@ -40,6 +40,14 @@ def test_the_reading_explorer_finds_the_same_states_and_edges_and_every_leads_to
     assert (len(graph.states), graph.num_edges) == SIZES[1]
     assert failing(*link) == set()
     assert len(list(properties.eventually(link[0]))) == 10
+
+
+def test_every_leads_to_holds_for_two_streams_too() -> None:
+    builder = Builder(World.link(2))
+    model = builder.build()
+    (found,) = lasso.judge(model, list(properties.eventually(builder)), one_pass=False).lassos
+    assert len(found) == 16
+    assert not any(found.values())
 
 
 @pytest.mark.parametrize("number", SIZES)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quiesce.proofs import explorer, promela, properties, search
+from quiesce.proofs import explorer, lasso, promela, properties, search
 from quiesce.proofs.model import Builder
 from quiesce.proofs.world import World
 from quiesce.spec.language import Row
@@ -36,6 +36,14 @@ def test_the_reading_explorer_finds_the_same_states_and_edges_and_every_leads_to
     _, graph = session
     assert (len(graph.states), graph.num_edges) == SIZES[1]
     assert failing(*session) == set()
+
+
+def test_every_leads_to_holds_for_two_sessions_too() -> None:
+    builder = Builder(World.session(2))
+    model = builder.build()
+    (found,) = lasso.judge(model, list(properties.eventually(builder)), one_pass=False).lassos
+    assert len(found) == 20
+    assert not any(found.values())
 
 
 def test_spin_finds_the_same_states_and_edges() -> None:
