@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from quiesce.proofs.expr import Expr, neg
 from quiesce.proofs.guards import OutsideWorld
+from quiesce.proofs.lemmas import LEMMAS
 from quiesce.proofs.model import Builder
+from quiesce.proofs.offers import offers
 from quiesce.proofs.world import World
 from quiesce.spec import PROPERTIES
 from quiesce.spec.language import Judge, Modality, Property
@@ -45,13 +47,16 @@ def _read(builder: Builder, prop: Property) -> Iterator[tuple[str, Expr, Expr]]:
 
 
 def always(builder: Builder) -> dict[str, Expr]:
-    """Every `always` property that is a predicate."""
+    """Every `always` property that is a predicate, what must be possible, and the lemmas of the proof for any number."""
     properties = of(builder.world, Modality.always)
     found = {name: when for prop in properties if prop.when for name, when, _ in _read(builder, prop)}
     for prop in properties:
         if prop.name == EXPECTED:
             for instance in instances_of(builder, prop):
                 found[f"{prop.name}[{instance}]"] = neg(builder.misdirected(prop.machine, instance))
+    found |= offers(builder)
+    if "step" in builder.world.instances:
+        found |= {f"lemma: {lemma.name}": builder.guard("engine", "", lemma.when) for lemma in LEMMAS}
     return found
 
 

@@ -1,4 +1,5 @@
-"""What must hold, each as a sentence with a modality and its judges. S: safety, T: on every move, L: liveness, W: witnesses.
+"""What must hold, each as a sentence with a modality and its judges. S: safety, T: on every move, E: what must be
+possible, L: liveness, W: witnesses.
 
 Where a property can be said in the guard language it is (`when`, `then`); the rest is judged by the run-time monitor or by tests.
 The proofs of the whole set for any number of requests belong to `proofs/`; the monitor and the tests judge the engine today.
@@ -101,6 +102,17 @@ PROPERTIES = (
     Property("T9_granted_by_a_drain", M, "A pause is granted by the end of a drain or of loading, and taken back by `reopen` alone.", (MODEL, PROOF)),
     Property("T9_opens_for_nobody_held", M, "The gate opens only if nobody holds it; after loading, it does.", (MODEL, PROOF)),
     Property("T9_update_begins_drained", M, "An update begins at the end of its drain, or in place while nothing moves.", (MODEL, PROOF)),
+    Property("E1_calls_are_taken", A, "Whoever wakes, clears, withdraws or fails the engine can, wherever that is promised.", (MODEL,)),
+    Property("E2_the_core_goes_on", A, "A drain that is over ends, and an engine in which nothing is missing goes on.", (MODEL,)),
+    Property("E3_updates_go_on", A, "An open update can be loaded, validated, undone, and committed.", (MODEL,)),
+    Property("E4_shutdown_is_taken", A, "A shutdown is taken wherever the engine is not on its way out, and strengthened where it waits.", (MODEL,)),
+    Property("E5_holds_and_releases_are_taken", A, "Until a shutdown every owner can hold a running or gated engine, and let it go.", (MODEL,)),
+    Property("E6_updates_and_sleeps_begin", A, "An update or a sleep begins wherever no other operation is in its way.", (MODEL,)),
+    Property("E7_answers_are_due", A, "A request that is to be answered can be at once, whatever the engine's state.", (MODEL,), machine="request"),
+    Property("E8_requests_go_on", A, "A request goes on wherever nothing stands in its way.", (MODEL,), machine="request"),
+    Property("E9_memory_goes_on", A, "What is chosen can leave, and the device can say how every copy ended.", (MODEL,), machine="memory"),
+    Property("E10_steps_go_on", A, "A step is launched, lands, retires or is dropped as soon as it can be.", (MODEL,)),
+    Property("E11_steps_name_what_may_run", A, "What may run can be named by a step, and what may not can leave it.", (MODEL,), machine="request"),
     Property("R1_boundary_first", M, "No step is launched while boundary work is pending.", (MONITOR,)),
     Property("L1_answered", L, "An accepted request is answered, unless the engine stops running first: a gate held for ever holds it for ever.", (MODEL, TEST),
              machine="request", when="live and engine.state == running", then="not live or engine.state != running"),
@@ -140,6 +152,14 @@ PROPERTIES = (
              then="memory[kv_cache].state != undefined or engine.state != partially_awake"),
     Property("L5e_commits_end", L, "What an update has validated becomes the weights.", (MODEL,), machine="weights", when="state == committing",
              then="state != committing"),
+    Property("L5f_what_is_back_settles", L, "With every tag back and none chosen the engine is paused again, and may reopen.", (MODEL,),
+             when="engine.state == partially_awake and all_resident and all_tags(each.policy == none)",
+             then="engine.state != partially_awake or not all_resident or any_tag(each.policy != none)"),
+    Property("L5g_what_is_away_settles", L, "With every tag away the engine sleeps.", (MODEL,),
+             when="engine.state == partially_awake and all_tags(each.state == released)",
+             then="engine.state != partially_awake or any_tag(each.state != released)"),
+    Property("L6_clears_end", L, "A clear of the prefix cache ends on a paused engine.", (MODEL,),
+             when="engine.state == paused and pause_token[clear].state == keep", then="engine.state != paused or pause_token[clear].state == free"),
     Property("L8_shutdown_ends", L, "A shutdown ends in stopped.", (MODEL, TEST), when="engine.state == stopping", then="engine.state in (stopped, failed)"),
     Property("W1_two_steps_in_flight", W, "Two steps are launched at once.", (MODEL, TEST), when="all_steps(each.state == launched)"),
     Property("W2_waits_for_the_fence", W, "A request is answered while a step still names it.", (MODEL, TEST),

@@ -1,0 +1,130 @@
+"""The campaign: every mutant of the tables is judged, and either a named promise is broken, or it is shown that nothing has changed.
+
+Judged three times, the cheap way first. In the states of the tables themselves (`near`): where a changed action can be taken and breaks a
+promise, or something promised is not possible any more, the story that leads there is played on the mutant; if the mutant can follow it,
+the promise is broken. A mutant that in every state does what the tables do has their graph, and no promise can tell it from them. The
+others are explored on their own (`safety`), and their leads-to judged under the one-pass rule (`liveness`). What nobody notices is a
+survivor, and is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from quiesce.proofs import explorer, lasso, moves, properties, vectors
+from quiesce.proofs.after import after
+from quiesce.proofs.difference import changed_actions, difference
+from quiesce.proofs.evidence import Mutant
+from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, neg
+from quiesce.proofs.model import Builder, Model
+from quiesce.proofs.mutants import Mutation
+from quiesce.proofs.world import World
+
+TRIES: Final = 8
+"""States from which a broken promise is told, if the mutant cannot follow the story to the nearest."""
+OF_EVENTS: Final = ("drop fairness", "weaken fairness", "drop boundary")
+"""Kinds of mutants that move as the tables do; leads-to judge them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The promises that a mutant breaks, and a shortest story."""
+
+    killed_by: tuple[str, ...] = ()
+    story: tuple[str, ...] = ()
+
+
+def _verdict(stories: Mapping[str, tuple[str, ...]]) -> Verdict:
+    return Verdict(tuple(sorted(stories)), min(stories.values(), key=len)) if stories else Verdict()
+
+
+class Campaign:
+    """The tables' own world, and what can be asked about mutants there."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        builder = Builder(world)
+        self.table = vectors.explore(builder.build())
+        self.always = properties.always(builder)
+
+    def judge(self, mutation: Mutation) -> Mutant:
+        """What noticed the mutant, or why nobody can."""
+        size = self.world.size
+        if mutation.kind in OF_EVENTS:
+            found = self.liveness(mutation)
+        else:
+            found = self.near(mutation)
+            if not found.killed_by and self.is_alike(mutation):
+                return Mutant(mutation.name, mutation.machine, mutation.kind, size=size, certificate=f"same graph at {size}")
+            found = found if found.killed_by else self.safety(mutation)
+            found = found if found.killed_by else self.liveness(mutation)
+        return Mutant(mutation.name, mutation.machine, mutation.kind, found.killed_by, found.story, size)
+
+    def near(self, mutation: Mutation) -> Verdict:
+        """Promises that are broken by a changed action, or by its lack, in a state that the tables reach, too."""
+        builder = Builder(self.world, mutation.tables)
+        model = builder.build()
+        stories = {}
+        for name, breaks, number in self._breaks(builder, changed_actions(self.table.model, model)):
+            if name not in stories and (story := self._told(model, breaks, number)) is not None:
+                stories[name] = story
+        return _verdict(stories)
+
+    def _breaks(self, builder: Builder, changed: Sequence[int]) -> Iterator[tuple[str, Expr, int | None]]:
+        """Name of a promise, where it is broken, and the move that breaks it if it is one on moves or broken by one."""
+        actions = builder.model.actions
+        for name, tree in properties.always(builder).items():
+            if tree != self.always[name]:
+                yield name, neg(tree), None
+            elif not name.startswith("E"):
+                for number in changed:
+                    if (then := after(actions[number], tree)) != tree:
+                        yield name, conj([actions[number].guard, neg(then)]), number
+        for move in moves.on_moves(builder):
+            for number in changed:
+                if (before := move.before.get(number, TRUE)) != TRUE:
+                    yield move.name, conj([actions[number].guard, neg(before)]), number
+
+    def _told(self, model: Model, breaks: Expr, number: int | None) -> tuple[str, ...] | None:
+        """A story that the mutant follows to where a promise is broken."""
+        if breaks == FALSE:
+            return None
+        for state in self.table.where(breaks)[:TRIES]:
+            names = [self.table.model.actions[action].name for action in self.table.way(int(state))]
+            arrived = follow(model, names)
+            if arrived is not None and vectors.holds(breaks, arrived)[0]:
+                return (*names, *([] if number is None else [model.actions[number].name]))
+        return None
+
+    def is_alike(self, mutation: Mutation) -> bool:
+        """Whether the mutant has the same graph as the tables."""
+        apart = difference(self.table.model, Builder(self.world, mutation.tables).build())
+        return apart == FALSE or not len(self.table.where(apart))
+
+    def safety(self, mutation: Mutation) -> Verdict:
+        """Promises on states and on moves, in all states of the mutant."""
+        builder = Builder(self.world, mutation.tables)
+        model = builder.build()
+        found = explorer.explore(model, properties.always(builder), moves.on_moves(builder), progress=False)
+        return _verdict(found.stories)
+
+    def liveness(self, mutation: Mutation) -> Verdict:
+        """Leads-to, under the fairness of the mutant and the one-pass rule."""
+        builder = Builder(self.world, mutation.tables)
+        (found,) = lasso.judge(builder.build(), list(properties.eventually(builder)), progress=False).lassos
+        return _verdict({name: one.story for name, one in found.items() if one})
+
+
+def follow(model: Model, names: Sequence[str]) -> vectors.Columns | None:
+    """The state to which these actions lead; None where one of them cannot be taken."""
+    state: vectors.Columns = np.array(model.initial, np.uint8)[:, None]
+    for name in names:
+        able = [action for action in model.actions if action.name == name and vectors.holds(action.guard, state)[0]]
+        if not able:
+            return None
+        state = vectors.taken(able[0], state)
+    return state
