@@ -14,6 +14,8 @@ that answers to what `proofs/explorer.py` counts:
   promise about moves is broken where one of them can be made and what should hold before does not); a state without any way on takes
   the option `else`. Each is one transition and one error: `edges = transitions - 1 - errors`.
 
+The engine world of two requests, one pass: 12 851 716 states and 65 517 118 edges in a minute of one core and 1.8 GB, as we count.
+
 Traps: SPIN drops variables that are written and never read, removes what it thinks dead and merges statements (`-o1 -o2 -o3` forbid
 it), and reduces the order of independent steps (`-DNOREDUCE` forbids that). A search that ran out of depth or memory is no answer.
 """

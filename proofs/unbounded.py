@@ -11,7 +11,7 @@ propositional: it is decided, and a "no" comes with a finite world to read. Numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -43,8 +43,13 @@ class Definition:
 class UnboundedBuilder(Builder):
     """Turns the tables into actions about `this` request and rules about `each`."""
 
-    def __init__(self, machines: Mapping[str, Machine] | None = None, callers: Sequence[str] = ("caller",)) -> None:
-        world = World.engine(0, callers=callers)
+    def __init__(
+        self,
+        machines: Mapping[str, Machine] | None = None,
+        callers: Sequence[str] = ("caller",),
+        without: Collection[str] = (),
+    ) -> None:
+        world = World.engine(0, callers=callers, without=without)
         super().__init__(replace(world, instances={**world.instances, "request": (THIS, EACH)}), machines)
         self.definitions: dict[int, Definition] = {}
         self._bits: dict[Definition, int] = {}
