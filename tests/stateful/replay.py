@@ -5,6 +5,7 @@ What is demanded, precisely:
 * Every action of the story takes place, in the story's order as far as clients, operators, timers, the device, the environment and
   the scheduler go. These are caused. Boundary actions are the core's own: it does them in the pass in which they become possible
   (rule R1), and no later than the story names them; they may come earlier than the story has them, and there may be others.
+* The engine fails only where the story says so.
 * Everything the engine does, as its own trace has it, is a path of the model: `trace_path.Follower`.
 * After each action all records, mapped by `proofs/refinement.py`, are in the state in which the model is, and `status()` says so.
 
@@ -25,6 +26,7 @@ from quiesce.proofs.path import Call, NotAPath, Path, Tables
 from quiesce.proofs.refinement import abstract, difference, projected
 from quiesce.proofs.trace_path import MODELLED, Follower, NoPath, follow_file
 from quiesce.proofs.world import World
+from quiesce.spec import CATALOG
 from quiesce.spec.language import Machine, Owner
 from quiesce.stateful.loop import DeterministicLoop
 from quiesce.stateful.stage import CannotCause, Cause, Stage
@@ -111,15 +113,15 @@ def replay(
     Raises:
         StoryError: an action is none of the model's world.
     """
+    tables = Tables(_world(story), {**CATALOG.machines, **(machines or {})})
+    calls, replayed = _checked(story, tables), Replayed(story)
     loop = DeterministicLoop(timely=True)
-    replayed = Replayed(story)
-    calls = _checked(story, Tables(_world(story), machines))
 
     async def main() -> None:
         is_empty = any(call.event == "ready_empty" for call in calls)
         stage = Stage(loop, story.capacity or story.requests, is_empty, machines)
         prepare(stage)
-        player = Player(stage, Path(Tables(_world(story), machines)))
+        player = Player(stage, Path(tables))
         await stage.start()
         try:
             await _play(player, calls, replayed)
@@ -200,6 +202,8 @@ class Player:
         except CannotCause as reason:
             raise Ends(Verdict.cannot, str(reason)) from reason
         took_place = self.look()
+        if "engine.fail" in took_place and call.event != "fail":
+            raise Ends(Verdict.disagrees, f"the engine failed: {self.stage.core.failure!r}")
         if not self.happened[str(call)]:
             raise self._did_not(call, event.owner)
         self.happened[str(call)] -= 1
@@ -242,8 +246,6 @@ class Player:
 
     def _did_not(self, call: Call, owner: Owner) -> Ends:
         """Why something that the model allows did not happen."""
-        if self.stage.core.failure is not None:
-            return Ends(Verdict.disagrees, f"the engine failed: {self.stage.core.failure!r}")
         if owner in (Owner.client, Owner.operator) and self.stage.calls:
             error = self.stage.answer(self.stage.last_call)
             if isinstance(error, errors.EngineError):

@@ -105,14 +105,18 @@ class Stage:
         self.engine = AsyncEngine(stage_config(capacity, is_empty), make_device=make_device, make_link=make_link)
         self.core, self.device, self.link = self.engine._core, devices[0], links[0]
         if machines:
-            sealed = {**sealed_machines(), **{name: LifecycleMachine(table).seal() for name, table in machines.items()}}
-            self.core.gate.machines = sealed
-            self.core.gate._cells = Gate(sealed)._cells
+            self.follow_tables(machines)
         self.steering = Steering(self.core)
         self.clients: list[Client] = []
         self.slots: dict[str, int] = {}
         """Instance of `request` -> key of its last record."""
         self.calls: dict[asyncio.Task[Any], Call] = {}
+
+    def follow_tables(self, machines: Mapping[str, Machine]) -> None:
+        """The engine's gate goes by these tables in place of its own."""
+        sealed = {**sealed_machines(), **{name: LifecycleMachine(table).seal() for name, table in machines.items()}}
+        self.core.gate.machines = sealed
+        self.core.gate._cells = Gate(sealed)._cells
 
     # ---- passes -------------------------------------------------------------------------------------------------------------
 
