@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quiesce.proofs.edits import Edit, fact_edit
+from quiesce.proofs.expr import FALSE, TRUE, In, conj
 from quiesce.proofs.model import Model
 from quiesce.proofs.world import World
 
@@ -28,12 +29,26 @@ def fair_to_rows(model: Model) -> Model:
 
 
 def oldest_is_first(model: Model) -> Model:
-    """Request 0 is the oldest throughout: it is never the one that yields."""
-    return replace(model, actions=[action for action in model.actions if action.name != "request[0].preempt"])
+    """Request 0 is the oldest throughout: it never yields, and request 1 yields to it alone."""
+    place = model.place["request[0].state"]
+    runs = In(place, frozenset({model.variables[place].values.index("running")}))
+    yields = {"request[0].preempt": FALSE, "request[1].preempt": runs}
+    return replace(model, actions=[
+        replace(action, guard=conj([action.guard, yields.get(action.name, TRUE)])) for action in model.actions])  # fmt: skip
 
 
 ENGINE = World.engine(1, callers=())
 """One request, and the calls that hold tokens of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A world, and a property that breaks in it, for a story that the real engine can go."""
+
+    world: World
+    breaks: str = ""
+    story: tuple[str, ...] = ()
+    """Not the shortest, but one at whose end somebody notices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,8 @@ class Without:
     """What is so without it; None: the same."""
     said: str = ""
     """What is taken away beside rows, in words."""
+    stage: Stage | None = None
+    """Where the real engine can show it, if not in `world`."""
 
     @property
     def removed(self) -> str:
@@ -65,10 +82,29 @@ class Without:
 SERVING = World.engine(2, callers=(), without={
     "engine.sleep", "engine.begin_update", "engine.clear", "engine.shutdown", "engine.fail", "engine.ready_empty", "request.device_fault"})  # fmt: skip
 """Two requests and an engine that does nothing but serve."""
+PAIR = World.engine(2, without={
+    "engine.sleep", "engine.begin_update", "engine.clear", "engine.shutdown", "engine.fail", "engine.ready_empty", "request.device_fault"})  # fmt: skip
+"""Two requests of which the younger may yield to the older, and pauses."""
 CALLERS = World.engine(1, without={"engine.begin_update", "engine.clear"})
 PAUSES = World.engine(1, without={"engine.sleep", "engine.begin_update", "engine.clear"})
 LINK, SESSION = World.link(1), World.session(1)
 NO_FAULTS = World.engine(1, callers=(), without={"request.device_fault"})
+BOTH_RUN = (
+    "engine.ready", "request[0].submit", "request[0].admit", "request[1].submit", "request[1].admit", "request[0].start", "request[1].start",
+)  # fmt: skip
+NAMED = ("step[0].plan(requests=0)", "step[0].plan(requests=1)")
+YIELDS_AT_ITS_END = (
+    "engine.pause(owner=caller, mode=wait)", "step[0].plan(requests=1)", "step[0].launch", "request[1].preempt", "step[0].land",
+    "request[1].eos", "step[0].retire",
+)  # fmt: skip
+ASKED_AGAIN = (
+    "engine.ready", "request[0].submit", "request[0].admit", "request[0].start", "step[0].plan(requests=0)", "step[0].launch",
+    "step[0].land", "step[0].retire", "request[0].abort", "request[0].aborted", "request[0].reap",
+    "engine.sleep(mode=keep, weights=none, kv_cache=discard)", "engine.drained_sleep", "memory[kv_cache].release",
+    "memory[kv_cache].released", "engine.wake_up(tags=kv_cache)", "memory[kv_cache].restored", "memory[kv_cache].kv_ready",
+    "engine.settle_paused", "engine.reopen", "request[0].submit",
+)  # fmt: skip
+"""The same is asked before and after the KV is thrown away."""
 
 edit = Edit
 WAIT_CAN_RISE = "(event.mode != wait or not granted or not begun_left)"
@@ -108,9 +144,10 @@ DRAINS = (
             (fact_edit("engine", "drained", "not any_request(each.state in (draining, retracting) or each.eos_mark)"),), "T1_handed_over"),
     Without("R10b", "A wait drain ends when nothing begun is left.", (fact_edit("engine", "drained", "(not holds_wait or not begun_left)"),),
             "T1_wait_is_kept"),
-    Without("R11", "A wait drain restarts what had begun.", (edit("request", "start", "when", "begun"),), "L3_drains_end"),
+    Without("R11", "A wait drain restarts what had begun.", (edit("request", "start", "when", "begun"),), "L3_drains_end",
+            stage=Stage(PAIR, "L3_drains_end")),
     Without("R11b", "A wait drain starts nothing that had not begun.", (edit("request", "start", "when", "(engine.state == running or begun)"),),
-            "T6_starts_only_what_may[0]"),
+            "T6_starts_only_what_may[0]", stage=Stage(PAIR, "T6_starts_only_what_may[1]")),
     Without("R12", "Requests are admitted only while the engine runs.", (edit("request", "admit", "when", "engine.state == running"),),
             "T6_admitted_only_while_running[0]"),
     Without("R13", "An abort token sweeps whatever is live, in every gated state.", (edit("request", "sweep", "when", "holds_abort"),), "L3_drains_end"),
@@ -122,7 +159,7 @@ BLOCKS = (
             "S7_no_free_under_a_writer[1]", SERVING),
     Without("R15b", "Blocks wait for the fences of steps.", (edit("request", "reap", "when", "not in_flight"),), "S7_no_free_under_a_writer[0]"),
     Without("R16", "Who yields keeps its blocks until no step names it.", (edit("request", "retracted", "when", "not in_flight"),),
-            "S7_no_free_under_a_writer[0]"),
+            "S7_no_free_under_a_writer[0]", stage=Stage(SERVING, "S7_no_free_under_a_writer[1]")),
     Without("R17", "An abort never frees blocks by itself.",
             (edit("request", "aborted", "effects", "", "free_blocks(drop)", "running"), edit("request", "aborted", "target", "ended", leaving="running")),
             "S7_no_free_under_a_writer[0]"),
@@ -135,13 +172,15 @@ BLOCKS = (
     Without("R21", "An update in place and a copy of the KV exclude each other.",
             (edit("weights", "begin_in_place", "when", NOTHING_MOVES), edit("request", "retracted", "when", "not kv_copy")),
             "S7_no_free_under_a_writer[0]"),
-    Without("R22", "Who may not run any more is stripped from a planned batch.", (edit("step", "strip_members", "row"),), "L1_answered[0]"),
+    Without("R22", "Who may not run any more is stripped from a planned batch.", (edit("step", "strip_members", "row"),), "L1_answered[0]",
+            stage=Stage(SERVING, story=(*BOTH_RUN, *NAMED, "request[1].abort", "request[1].aborted"))),
     Without("R22b", "A planned batch is not dropped for one member's sake.",
             (edit("step", "strip_members", "row"), edit("step", "drop", "when", "any_member(true)", "all_members(each.runnable)")),
             "L1_answered[0]", SERVING, base=oldest_is_first),
     Without("R23", "The oldest running request is never the one that yields.", breaks="L1_answered[0]", world=SERVING,
             base=oldest_is_first, change=unchanged, said="request.preempt: also of the oldest"),
-    Without("R24", "Who is about to yield can still reach its end.", (edit("request", "finish", "source", "-retracting"),), "L3_drains_end"),
+    Without("R24", "Who is about to yield can still reach its end.", (edit("request", "finish", "source", "-retracting"),), "L3_drains_end",
+            stage=Stage(PAIR, story=(*BOTH_RUN, *YIELDS_AT_ITS_END))),
     Without("R25", "Failure empties both step slots in its own move.", (edit("engine", "fail", "also", "step[*].void"),), "failed_answers_everybody"),
 )  # fmt: skip
 MEMORY = (
@@ -151,7 +190,7 @@ MEMORY = (
     Without("R28", "The policy travels with the tag: a discard loses the content.", (edit("memory", "released", "when", "policy == offload"),),
             "T7_content_is_lost_for_a_reason"),
     Without("R28b", "With discarded KV the prefix index is dropped, in one move.", (edit("memory", "released", "effects", "drop_prefix_index"),),
-            "T7_prefix_goes_with_its_kv"),
+            "T7_prefix_goes_with_its_kv", stage=Stage(ENGINE, story=ASKED_AGAIN)),
     Without("R29", "The engine is paused again only when the KV is valid.",
             (edit("engine", "settle_paused", "when", "all_resident", "all_tags(each.state in (resident, undefined))"),), "a_drain_is_mapped"),
     Without("R29b", "The core makes returned KV valid by itself.", (edit("memory", "kv_ready", "row"),), "L5d_kv_becomes_valid"),
