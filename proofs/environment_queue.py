@@ -282,25 +282,30 @@ OF_TAGS = "event.kind in (sleep, wake_up)"
 CALLED = ("kind := event.kind",)
 
 
-def queue(num_places: int) -> Surroundings:
-    """The first call is in the first place; whoever is answered leaves, and those behind move up."""
-    first_come = {}
+def _in_order(num_places: int) -> dict[str, tuple[str, str]]:
+    """First come, first served: when the call in each place can arrive, begin, be refused, and leave."""
+    found = {}
     for place in range(num_places):
         nobody_before = " and ".join(f"operation[{earlier}].state != queued" for earlier in range(place)) or "true"
         in_order = f"not operation[{place}].{QUEUED} or ({nobody_before})"
-        first_come[f"operation[{place}].take"] = (in_order, "first come, first served among those that queue")
-        first_come[f"verbs[{place}].refuse"] = (
+        found[f"operation[{place}].take"] = (in_order, "first come, first served among those that queue")
+        found[f"verbs[{place}].refuse"] = (
             f"({in_order}) and not ({waits(place)})",
             "whoever waits for what is sure to end is not refused",
         )
         forgotten = f"kind == {next(iter(Kind))} and not delivered and not names_weights and not names_kv and caller == present"
         alone = f"operation[{place + 1}].state == done" if place + 1 < num_places else "true"
-        first_come[f"operation[{place}].leave"] = (
+        found[f"operation[{place}].leave"] = (
             f"not ({forgotten} and {alone})",
             "there is something to forget, or somebody moves up",
         )
         if place:
-            first_come[f"operation[{place}].call"] = (f"operation[{place - 1}].state != done", "the first place that is free")
+            found[f"operation[{place}].call"] = (f"operation[{place - 1}].state != done", "the first place that is free")
+    return found
+
+
+def queue(num_places: int) -> Surroundings:
+    """The first call is in the first place; whoever is answered leaves, and those behind move up."""
     return Surroundings(
         machines=(GATE, TAGS, UPDATE, CLEAR, LIFE, VERBS),
         additions={
@@ -323,7 +328,7 @@ def queue(num_places: int) -> Surroundings:
             "operation.act": ("verbs[this].act",),
         },
         conditions={
-            **first_come,
+            **_in_order(num_places),
             "operation.deliver": ("kind in (load_weights, weights_checksum) and not delivered", "what the device does for a call, it does once"),
             "operation.expire": ("not (kind == sleep and state == draining and gate.state == closed)", "lost race: memory moves"),
         },
