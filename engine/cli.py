@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_diagram(commands)
     _add_prove(commands)
     _add_replay(commands)
+    _add_tours(commands)
     _add_fuzz(commands)
     return parser
 
@@ -180,6 +181,24 @@ def _replay(asked: argparse.Namespace) -> int:
         return run(asked.file)
     except StoryError as error:
         print(f"quiesce replay: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_tours(commands: Commands) -> None:
+    text = "Drive the real engine along every edge of an abstraction of the model, and ask it all that is refused: minutes."
+    command = commands.add_parser("tours", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("--requests", type=int, choices=(1, 2), default=1, help="in the model")
+    command.set_defaults(run=_tours)
+
+
+def _tours(asked: argparse.Namespace) -> int:
+    from quiesce.proofs.explorer import ToolMissing
+    from quiesce.stateful.edge_tours import run
+
+    try:
+        return run(asked.requests)
+    except ToolMissing as missing:
+        print(f"quiesce tours: {missing}", file=sys.stderr)
         return 2
 
 
