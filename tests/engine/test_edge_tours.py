@@ -1,6 +1,6 @@
 """The real engine on the real CPU device takes edges of the model's abstraction, and refuses what the tables refuse: a part of them, by lot.
 
-All of them, with the counts: `quiesce replay --tours 1` (two minutes), `--tours 2` (much longer).
+All of them, with the counts: `quiesce tours` (two minutes), `quiesce tours --requests 2` (ten).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from quiesce.engine.cli import main
 from quiesce.engine.errors import EngineError, Unavailable
 from quiesce.proofs.path import Call, Path
 from quiesce.proofs.tours import Abstraction, cause_of
@@ -97,6 +98,12 @@ def test_an_abstract_state_is_a_number_and_back(seen: Abstraction) -> None:
     for name in ("request[1].submit", "engine.ready"):
         path.take(Call.parse(name))
     assert seen.words(seen.number(path.at)) == ("running", "resident", "resident", "stable", "absent", "received")
+
+
+def test_the_command_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["tours"]) == 2
+    assert "install the package gcc" in capsys.readouterr().err
 
 
 def test_modes_and_policies_make_no_other_cause() -> None:
