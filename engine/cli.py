@@ -251,6 +251,12 @@ def _add_diagram(commands: Commands) -> None:
         help="print what changed since this git revision, in MACHINE or anywhere, as Markdown for a review (REV..REV2: between two); "
         "coloured pictures go to the folder",
     )
+    command.add_argument(
+        "--coverage",
+        type=Path,
+        metavar="FILE",
+        help="of quiesce fuzz: how often each row was taken, and in red what never was (svg, dot)",
+    )
     command.set_defaults(run=_diagram)
 
 
@@ -262,6 +268,8 @@ def _diagram(asked: argparse.Namespace) -> int:
     try:
         if asked.against is not None:
             return _difference(asked)
+        if asked.coverage is not None:
+            return _painted(asked)
         if asked.machine is not None:
             pictures = _pictures(asked.machine)
             print(graphviz.svg(pictures["dot"]()) if asked.format == "svg" else pictures[asked.format](), end="")
@@ -273,6 +281,29 @@ def _diagram(asked: argparse.Namespace) -> int:
     except (graphviz.ToolMissing, RevisionError) as error:
         print(f"quiesce diagram: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _painted(asked: argparse.Namespace) -> int:
+    from quiesce.spec import CATALOG
+    from quiesce.stateful.fuzz.coverage import hits
+    from quiesce.statemachine import graphviz
+
+    try:
+        taken = hits(asked.coverage)
+    except ValueError as error:
+        print(f"quiesce diagram: {error}", file=sys.stderr)
+        return 2
+    names = [asked.machine] if asked.machine is not None else list(CATALOG.machines)
+    if not set(names) <= set(CATALOG.machines):
+        print(f"quiesce diagram: {asked.machine} has no rows of its own to count", file=sys.stderr)
+        return 2
+    asked.out.mkdir(parents=True, exist_ok=True)
+    paths = [asked.out / f"{name}.coverage.dot" for name in names]
+    for path, name in zip(paths, names, strict=True):
+        path.write_text(graphviz.dot(CATALOG.machines[name], graphviz.of_hits(taken[name])), encoding="utf-8", newline="\n")
+    paths += graphviz.draw_all(paths)
+    print(f"{len(names)} machines in {len(paths)} files: {asked.out}")
     return 0
 
 

@@ -10,7 +10,7 @@ from shutil import which
 from quiesce.spec.language import Machine, Row
 from quiesce.statemachine.difference import Change, Difference, MachineDifference, RowChange
 from quiesce.statemachine.edges import Edge, edges
-from quiesce.statemachine.graphviz import Mark, dot, svg
+from quiesce.statemachine.graphviz import Mark, dot, of_marks, svg
 from quiesce.statemachine.markdown import code, folded, table
 
 
@@ -153,7 +153,7 @@ def write_pictures(found: Difference, folder: Path) -> list[Path]:
         for word, machine, marked in zip(("before", "after"), (one.before, one.after), marks(one), strict=True):
             if machine is None:
                 continue
-            text = dot(machine, marked)
+            text = dot(machine, of_marks(marked))
             texts = {"dot": text} | ({"svg": svg(text)} if which("dot") else {})
             for kind, content in texts.items():
                 path = folder / f"{one.name}.{word}.{kind}"

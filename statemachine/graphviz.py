@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 from pathlib import Path
@@ -34,6 +35,7 @@ CROWD = 4
 DOT_TIMEOUT_S = 20.0
 INDENT = AWAY = "&#160;&#160;"
 """Keeps a label away from its own arrow."""
+VISITED, UNVISITED = "#1f2328", "#cf222e"
 LOOKS = (
     "    node [shape=box, style=rounded, fontname=Helvetica, fontsize=10, margin=0.1]",
     "    edge [fontname=Helvetica, fontsize=10, arrowsize=0.7]",
@@ -57,14 +59,41 @@ class Mark(StrEnum):
         return {Mark.added: "+", Mark.removed: "−", Mark.changed: "±"}[self]
 
 
-def dot(machine: Machine, marks: Mapping[int, Mark] | None = None, spells_guards: bool = True) -> str:
+@dataclass(frozen=True, slots=True)
+class Paint:
+    """How a row is shown from one of its states: in which colour, and how that is told without colour."""
+
+    colour: str
+    before: str = ""
+    after: str = ""
+
+
+Paints = Callable[[Edge], Paint | None]
+
+
+def of_marks(marks: Mapping[int, Mark]) -> Paints:
+    """What became of each row."""
+    return lambda edge: Paint(marks[edge.number].value, before=f"{marks[edge.number].sign} ") if edge.number in marks else None
+
+
+def of_hits(hits: Mapping[tuple[int, str], int]) -> Paints:
+    """How often each row was taken from each of its states; what never was is red."""
+
+    def paint(edge: Edge) -> Paint:
+        count = hits.get((edge.number, edge.source), 0)
+        return Paint(VISITED if count else UNVISITED, after=f" ×{count:,}" if count else " never")
+
+    return paint
+
+
+def dot(machine: Machine, paints: Paints | None = None, spells_guards: bool = True) -> str:
     """A Graphviz digraph. Rows of one owner are drawn alike (`STYLES`); what stays stands in the state's box, long guards below.
 
     Args:
-        marks: row -> what became of it; its text and its arrow are coloured.
+        paints: how rows are coloured, their text and their arrow.
         spells_guards: the long guards are written out below the picture; not needed where the table of rows stands beside it.
     """
-    marks = marks or {}
+    paint = paints or (lambda edge: None)
     drawn = edges(machine)
     lines = [
         f"digraph {machine.name} {{",
@@ -74,58 +103,73 @@ def dot(machine: Machine, marks: Mapping[int, Mark] | None = None, spells_guards
         '    initial_mark [id="s__initial", shape=point, width=0.15, label="", tooltip="initial state"]',
     ]
     lines += [
-        _node(machine, state, [edge for edge in drawn if edge.source == state and edge.stays], marks)
+        _node(machine, state, [edge for edge in drawn if edge.source == state and edge.stays], paint)
         for state in machine.states
     ]
     lines.append(f'    initial_mark -> {quoted("s_" + machine.initial)} [id="e__initial", style=solid]')
-    arrows: dict[tuple[str, str, str, Mark | None], list[Edge]] = {}
+    arrows: dict[tuple[str, str, str, str], list[Edge]] = {}
     crowds = _crowds(drawn)
-    for number, sources in crowds.items():
-        names = "\n".join(wrapped(f"from {', '.join(sources)}", LABEL_WIDTH))
+    for number, crowd in crowds.items():
+        names = "\n".join(wrapped(f"from {', '.join(edge.source + _after(paint(edge)) for edge in crowd)}", LABEL_WIDTH))
         lines.append(
             f'    "f_{number}" [id="f_{number}", shape=plaintext, style="", fontname="Helvetica-Oblique", label={quoted(names)}]'
         )
+    shades: dict[Edge, Paint | None] = {}
     for edge in drawn:
         crowd = crowds.get(edge.number, [])
-        if not edge.stays and (not crowd or edge.source == crowd[0]):
+        if not edge.stays and (not crowd or edge is crowd[0]):
             begin = f"f_{edge.number}" if crowd else f"s_{edge.source}"
-            arrows.setdefault((begin, edge.target, STYLES[edge.owner], marks.get(edge.number)), []).append(edge)
-    for (begin, target, style, mark), group in arrows.items():
-        name = f"p_{begin[2:]}_{target}_{style}" + (f"_{mark.name}" if mark else "")
-        colour = f', color="{mark.value}"' if mark else ""
+            shade = shades[edge] = _together([paint(other) for other in crowd]) if crowd else paint(edge)
+            arrows.setdefault((begin, edge.target, STYLES[edge.owner], shade.colour if shade else ""), []).append(edge)
+    for (begin, target, style, shade_of), group in arrows.items():
+        name = f"p_{begin[2:]}_{target}_{style}" + (f"_{shade_of.lstrip('#')}" if shade_of else "")
+        colour = f', color="{shade_of}"' if shade_of else ""
         lines.append(
             f"    {quoted(begin)} -> {quoted('s_' + target)}"
-            f" [id={quoted(name)}, style={style}{colour}, label=<{_table(_line(edge, mark) for edge in group)}>]"
+            f" [id={quoted(name)}, style={style}{colour}, label=<{_table(_line(edge, shades[edge]) for edge in group)}>]"
         )
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _crowds(drawn: Iterable[Edge]) -> dict[int, list[str]]:
-    """Rows that lead from so many states to one that their sources are written at the foot of one arrow: row -> sources."""
-    sources: dict[int, list[str]] = {}
+def _crowds(drawn: Iterable[Edge]) -> dict[int, list[Edge]]:
+    """Rows that lead from so many states to one that their sources are written at the foot of one arrow: row -> its edges."""
+    found: dict[int, list[Edge]] = {}
     for edge in drawn:
         if not edge.stays:
-            sources.setdefault(edge.number, []).append(edge.source)
-    return {number: found for number, found in sources.items() if len(found) >= CROWD}
+            found.setdefault(edge.number, []).append(edge)
+    return {number: crowd for number, crowd in found.items() if len(crowd) >= CROWD}
 
 
-def _node(machine: Machine, state: str, staying: Sequence[Edge], marks: Mapping[int, Mark]) -> str:
+def _after(paint: Paint | None) -> str:
+    return paint.after if paint else ""
+
+
+def _together(paints: Sequence[Paint | None]) -> Paint | None:
+    """One arrow for many: what is red for one of them is red; each says its own at the foot."""
+    shown = [paint for paint in paints if paint is not None]
+    if not shown:
+        return None
+    worst = next((paint for paint in shown if paint.colour == UNVISITED), shown[0])
+    return Paint(worst.colour, worst.before)
+
+
+def _node(machine: Machine, state: str, staying: Sequence[Edge], paint: Paints) -> str:
     ending = ", peripheries=2" if state in machine.terminal else ""
-    label = _table(_title(state) if line is None else _line(line, marks.get(line.number)) for line in (None, *staying))
+    label = _table(_title(state) if line is None else _line(line, paint(line)) for line in (None, *staying))
     tooltip = quoted(machine.meanings.get(state, state))
     return f"    {quoted('s_' + state)} [id={quoted('s_' + state)}, label=<{label}>, tooltip={tooltip}{ending}]"
 
 
-def _line(edge: Edge, mark: Mark | None) -> str:
+def _line(edge: Edge, paint: Paint | None) -> str:
     """One row of a label, with the reason of the row as its tooltip."""
-    event = f"{mark.sign} {edge.row.event}" if mark else str(edge.row.event)
+    event = f"{paint.before}{edge.row.event}{paint.after}" if paint else str(edge.row.event)
     whole = f"{event} {edge.guard}".rstrip()
     lines = [whole] if len(whole) <= LABEL_WIDTH else [event, *wrapped(edge.guard, LABEL_WIDTH - 2)]
     away, indents = "" if edge.stays else AWAY, ("", *[INDENT] * (len(lines) - 1))
     words = "".join(
         f'{away}{indent}{escape(part.strip())}{away}<BR ALIGN="LEFT"/>' for indent, part in zip(indents, lines, strict=True)
     )
-    shown = f'<FONT COLOR="{mark.value}">{words}</FONT>' if mark else words
+    shown = f'<FONT COLOR="{paint.colour}">{words}</FONT>' if paint else words
     tooltip = escape(edge.row.why or edge.label)
     return f'<TR><TD ID="e_{edge.row.event}_{edge.number}_{edge.source}" HREF="" TOOLTIP="{tooltip}" ALIGN="LEFT" BALIGN="LEFT">{shown}</TD></TR>'
 

@@ -11,7 +11,7 @@ import pytest
 from quiesce.spec import MACHINES
 from quiesce.spec.language import Machine
 from quiesce.statemachine.edges import edges
-from quiesce.statemachine.graphviz import CROWD, STYLES, Mark, ToolMissing, dot, svg
+from quiesce.statemachine.graphviz import CROWD, STYLES, UNVISITED, Mark, ToolMissing, dot, of_hits, of_marks, svg
 from tests.statemachine.geometry import Picture, laid_out
 from tests.statemachine.tools import require_tool
 
@@ -107,7 +107,7 @@ def test_the_svg_keeps_the_names_and_the_reasons(machine: Machine) -> None:
 
 def test_a_marked_row_has_its_own_arrow_its_colour_and_its_sign() -> None:
     machine = next(machine for machine in MACHINES if machine.name == "request")
-    text = dot(machine, {3: Mark.added, 7: Mark.changed})
+    text = dot(machine, of_marks({3: Mark.added, 7: Mark.changed}))
     marked = [(source, target, lines_of(label)) for source, target, _, label in ARROW.findall(text) if Mark.added in label]
     assert [(source, target, [line[2] for line in lines]) for source, target, lines in marked] == [
         ("running", "retracting", ["+ preempt [row 3]"])
@@ -121,3 +121,14 @@ def test_without_graphviz_the_message_names_the_package(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolMissing, match="Debian package graphviz"):
         svg(dot(MACHINES[0]))
+
+
+def test_what_was_never_taken_is_red_and_says_so_also_without_colour() -> None:
+    machine = next(machine for machine in MACHINES if machine.name == "request")
+    text = dot(machine, of_hits({(0, "absent"): 12}))
+    assert text.count("×12") == 1
+    lines = [line for line in text.splitlines() if "never" in line]
+    assert lines
+    assert all(UNVISITED in line or '"f_' in line for line in lines)
+    everything = {(edge.number, edge.source): 1 for edge in edges(machine)}
+    assert UNVISITED not in dot(machine, of_hits(everything))

@@ -64,7 +64,8 @@ class Coverage:
 
     def __init__(self) -> None:
         self.cells: Counter[Cell] = Counter()
-        self.rows: Counter[tuple[str, int]] = Counter()
+        self.edges: Counter[tuple[str, int, str]] = Counter()
+        """Machine, row, state that the row was taken from."""
         self.pairs: Counter[tuple[str, str, str]] = Counter()
         self.states: set[int] = set()
         self.num_actions = self.num_transitions = 0
@@ -78,7 +79,7 @@ class Coverage:
             machine = record.machine
             self.num_transitions += 1
             self.cells[machine, str(source), str(event)] += 1
-            self.rows[machine, row] += 1
+            self.edges[machine, row, str(source)] += 1
             before = last.get(id(record))
             if before is not None:
                 self.pairs[machine, before, str(event)] += 1
@@ -111,7 +112,10 @@ class Coverage:
             "quiesce_coverage": VERSION,
             "actions": self.num_actions, "transitions": self.num_transitions, "states": len(self.states),
             "cells": [[*cell, kind, self.cells[cell]] for cell, kind in declared.items()],
-            "rows": [[machine.name, row, self.rows[machine.name, row]] for machine in MACHINES for row in range(len(machine.rows))],
+            "edges": [
+                [machine.name, number, str(source), self.edges[machine.name, number, str(source)]]
+                for machine in MACHINES for number, row in enumerate(machine.rows) for source in row.source
+            ],
             "pairs": [[*pair, count] for pair, count in sorted(self.pairs.items())],
         }  # fmt: skip
 
@@ -140,7 +144,22 @@ def read(path: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
     if found.get("quiesce_coverage") != VERSION:
         raise ValueError(f"{path}: not a quiesce coverage of version {VERSION}")
+    return found
+
+
+def hits(path: Path) -> dict[str, dict[tuple[int, str], int]]:
+    """Of each machine how often each row was taken from each of its states.
+
+    Raises:
+        ValueError: the file is no coverage.
+    """
+    found: dict[str, dict[tuple[int, str], int]] = {machine.name: {} for machine in MACHINES}
+    for machine, row, source, count in read(path)["edges"]:
+        found.setdefault(machine, {})[row, source] = count
     return found

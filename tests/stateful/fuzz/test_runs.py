@@ -116,9 +116,9 @@ def test_coverage_counts_every_row_and_cell_once(ledger_folder: Path, tmp_path: 
     coverage = Coverage()
     run(ledger_folder, Schedule(drawn_schedule(3)[0].actions), coverage=coverage)
     found = read(coverage.save(tmp_path / "coverage.json"))
-    assert len(found["rows"]) == sum(len(machine.rows) for machine in MACHINES)
+    assert len(found["edges"]) == sum(len(row.source) for machine in MACHINES for row in machine.rows)
     assert len(found["cells"]) == len(declared_cells())
-    assert sum(count for *_, count in found["rows"]) == coverage.num_transitions == found["transitions"] > 0
+    assert sum(count for *_, count in found["edges"]) == coverage.num_transitions == found["transitions"] > 0
 
 
 if __name__ == "__main__":
