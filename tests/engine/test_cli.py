@@ -19,7 +19,7 @@ from quiesce.spec.language import Machine
 from quiesce.statemachine import coupling, diagram, graphviz
 from tests.statemachine.tools import require_tool
 
-COMMANDS = ["serve", "chat", "bench", "demo", "diagram", "prove", "fuzz", "replay"]
+COMMANDS = ["serve", "chat", "bench", "demo", "diagram", "prove", "fuzz", "replay", "tours"]
 
 
 @pytest.fixture(autouse=True)
