@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check prove fuzz bench gpu later format model clean
+.PHONY: setup demo test check prove fuzz historical bench gpu later format model clean
 
 # torch comes first and by its exact version: an open range would bring several GB of CUDA along on a machine without a GPU.
 .setup-stamp: pyproject.toml constraints.txt
@@ -47,6 +47,10 @@ prove: .setup-stamp
 # Hunts in the real engine: quick (a minute), deep (20 minutes), soak (HOURS=N). Failures and coverage under build/fuzz/.
 fuzz: .setup-stamp
 	$(BIN)/quiesce fuzz --profile $(or $(PROFILE),quick) --hours $(or $(HOURS),1)
+
+# Puts real bugs of other engines back into ours, hunts each from ten seeds, and writes tests/historical/TABLE.md (half an hour).
+historical: .setup-stamp
+	$(BIN)/python -m tests.historical.table
 
 gpu: later
 later:

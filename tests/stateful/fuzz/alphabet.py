@@ -46,7 +46,7 @@ PROMPT: Values = {
 VERBS: Mapping[str, Values] = {
     "connect": {**PROMPT, "n": (1, 1, 1, 1, 2), "priority": (0, 0, 0, -1, 1)},
     "connect_again": {**PROMPT},
-    "turn": {**PROMPT},
+    "turn": {**PROMPT, "length": (5, 1, 9, 17, 50)},
     "read": {"outputs": (1, 2, 5)},
     "leave": {},
     "abort": {"also": (None, None, "nobody")},
@@ -87,7 +87,7 @@ VERBS: Mapping[str, Values] = {
     "go_on": {},
     "advance": {"turns": (1, 1, 2, 3, 5, 10)},
     "settle": {},
-    "pass_time": {"seconds": (1.0, 0.1, 5.0, 700.0)},
+    "pass_time": {"seconds": (5.0, 0.1, 1.0, 700.0), "settles": (True, False)},
 }  # fmt: skip
 """Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; `recover`: an operator lets go of all there is."""
 
@@ -108,7 +108,13 @@ RARE = {
     "stall": 0.4,
     "settle": 0.5,
 }
-OFTEN = {"connect": 3.0, "advance": 6.0}
+OFTEN = {"connect": 3.0, "advance": 5.0, "settle": 1.5, "recover": 1.5, "turn": 2.0, "open_session": 1.5}
+THEMES: tuple[tuple[str, ...], ...] = (
+    (), (), ("open_session", "turn", "close_session", "leave"), ("sleep", "sleep_tags", "wake_up", "recover"), ("pause", "resume", "pass_time"),
+    ("update_weights", "begin_weight_update", "load_weights", "finish_weight_update", "recover"), ("abort", "leave", "connect_again"),
+    ("reset_prefix_cache", "connect", "settle"),
+)  # fmt: skip
+"""What a program may be about: these it says five times as often."""
 NEEDS = {
     "leave": "client",
     "abort": "client",
@@ -173,9 +179,11 @@ def drawn_actions(rng: random.Random) -> list[Action]:
     """A program. Some say few words often: two calls meet more often in such a one (swarm testing)."""
     verbs = list(VERBS)
     favoured = rng.choice((1.0, 0.7, 0.5, 0.35))
+    theme = rng.choice(THEMES)
     weights = [
-        OFTEN.get(verb, 1.0) * RARE.get(verb, 1.0) * (verb in OFTEN or rng.random() < favoured) for verb in verbs
-    ]  # fmt: skip
+        OFTEN.get(verb, 1.0) * RARE.get(verb, 1.0) * (5.0 if verb in theme else float(verb in OFTEN or rng.random() < favoured))
+        for verb in verbs
+    ]
     nouns, actions = Nouns(), []
     for verb in rng.choices(verbs, weights, k=rng.choice((6, 12, 25, 50, 80))):
         action = drawn_action(verb, rng.choice, nouns)

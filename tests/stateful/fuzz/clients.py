@@ -34,6 +34,8 @@ class Client:
     outputs: list[RequestOutput] = field(default_factory=list)
     refusal: Exception | None = None
     left: bool = False
+    left_in_pass: int = 0
+    """The last pass of the core when it left."""
     task: asyncio.Task[None] | None = None
     duplicate: bool = False
     """Its id was in use when it called."""

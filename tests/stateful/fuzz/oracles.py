@@ -61,6 +61,8 @@ class Oracles:
     def __init__(self, engine: AsyncEngine, coverage: Coverage | None = None) -> None:
         self.engine, self.coverage = engine, coverage
         self.problems: list[Problem] = []
+        self.is_wanted: Callable[[str], bool] = lambda request_id: True
+        """Whether somebody asked for the end of the request with this id."""
         self._refusals: list[tuple[RefusedTransition, bool]] = []
 
     def found(self, oracle: str, text: str) -> None:
@@ -97,6 +99,11 @@ class Oracles:
             except RefusedTransition as refusal:
                 self._judge(record, event, data, refusal, str(state))
                 raise
+            if outcome.moved and event == "abort":
+                request_id = record.name.partition("/")[0]
+                self.expect(
+                    "history", self.is_wanted(request_id), f"{record.machine} {request_id} is aborted, which nobody wanted"
+                )
             if self.coverage is not None and not outcome.moved:
                 self.coverage.asked(record.machine, str(state), str(event))
             return outcome
@@ -156,7 +163,10 @@ class Oracles:
         world, kind = core.world, str(operation.kind)
         if world.engine.state in ("stopped", "failed"):
             return
-        named = [tag for tag, is_named in (("weights", operation.names_weights), ("kv_cache", operation.names_kv)) if is_named]
+        asked = operation.asked
+        named = [tag for tag, policy in (("weights", asked.weights), ("kv_cache", asked.kv_cache)) if policy != "none"]
+        if kind == "wake_up":
+            named = ["weights", "kv_cache"] if asked.tags == "both" else [asked.tags]
         held: dict[str, bool] = {}
         if kind in ("pause", "begin_weight_update", "sleep"):
             held = {"the device is idle": launched == 0, "every terminal is handed over": not world.by_state["draining"]}

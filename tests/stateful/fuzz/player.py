@@ -17,8 +17,7 @@ from quiesce.engine.inbox import AwaitReady
 from quiesce.engine.outputs import AbortResult, Status, Transition
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import Session
-from quiesce.engine.tensor_files import expected_tensors
-from quiesce.stateful.fuzz.alphabet import MOVING, VERBS, Action
+from quiesce.stateful.fuzz.alphabet import MOVING, Action
 from quiesce.stateful.fuzz.chronicle import Chronicle
 from quiesce.stateful.fuzz.clients import Client
 from quiesce.stateful.fuzz.mistakes import MISTAKES
@@ -34,6 +33,8 @@ ANSWERED_IN: Mapping[str, tuple[str, ...]] = {
     "begin_weight_update": ("paused", "partially_awake"), "shutdown": ("stopped",),
 }  # fmt: skip
 """Control calls -> the states that their answers may name."""
+ALL_DEADLINES_S = 10.0
+"""By then every time to live, every lease and every deadline that an action carries is over."""
 PATIENCE = 30
 """Rounds in which a fair world must come to run again."""
 
@@ -48,14 +49,25 @@ class Player:
         self.calls: dict[str, asyncio.Task[None]] = {}
         self.aborts: list[asyncio.Task[None]] = []
         self.others: list[asyncio.Task[None]] = []
-        self.tensors = expected_tensors(engine.model.info)
+        self.closed: set[str] = set()
+        """Sessions that somebody closed."""
+        oracles.is_wanted = self._is_wanted
+        watch_zombies(self.clients, rig, oracles)
         self.shut_down = False
-        self.may_abort = False
-        """Whether somebody called what may end requests that nobody named."""
+        self.aborts_all = False
         self.aborted: set[str] = set()
         """Ids that somebody wanted to be aborted."""
         self.num_refused_prompts = 0
         """Mistakes that count as refused requests."""
+
+    def begin(self) -> None:
+        """Starts the engine; it loads while the first actions are played."""
+        self.engine._start()
+        self.others.append(asyncio.create_task(self._start()))
+
+    async def _start(self) -> None:
+        with suppress(errors.EngineError):
+            await self.engine.start()
 
     async def play(self, action: Action) -> None:
         given = dict(action.given)
@@ -77,9 +89,9 @@ class Player:
         await self.loop.wait_settled()
         check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
 
-    async def do_pass_time(self, seconds: float) -> None:
+    async def do_pass_time(self, seconds: float, settles: bool) -> None:
         self.loop.pass_time(seconds)
-        await self.do_advance(1)
+        await (self.do_settle() if settles else self.do_advance(1))
 
     # ---- clients --------------------------------------------------------------------------------------------------------------
 
@@ -117,7 +129,7 @@ class Player:
                     client.outputs.append(output)
                     self.chronicle.told(client.name, output)
                     if client.stop_after is not None and len(client.outputs) >= client.stop_after:
-                        client.left = not output.finished
+                        self._leaves(client, not output.finished)
                         break
                     if client.paced and not output.finished:
                         await client.may_read()
@@ -125,10 +137,13 @@ class Player:
             client.refusal = refusal
             self.chronicle.answered(client.name, type(refusal).__name__)
         except asyncio.CancelledError:
-            client.left = not client.finished
+            self._leaves(client, not client.finished)
             self.chronicle.asks(client.name, "leaves")
         wrong = client.duplicate and not isinstance(client.refusal, errors.DuplicateRequest) and not client.left
         self.oracles.expect("refusal", not wrong, f"{client.name} used an id that was in use, and met {client.refusal!r}")
+
+    def _leaves(self, client: Client, early: bool) -> None:
+        client.left, client.left_in_pass = early, self.engine._core.pass_number
 
     def do_read(self, client: str, outputs: int) -> None:
         if client in self.clients:
@@ -138,6 +153,15 @@ class Player:
         task = self.clients[client].task if client in self.clients else None
         if task is not None:
             task.cancel()
+
+    def _is_wanted(self, request_id: str) -> bool:
+        """Whether somebody named it, its client leaves, or its session is closed."""
+        named = self.aborts_all or request_id in self.aborted
+        return named or any(
+            client.left or client.session in self.closed or (client.task is not None and client.task.cancelling() > 0)
+            for client in self.clients.values()
+            if client.request_id == request_id
+        )
 
     def do_abort(self, client: str, also: str | None) -> None:
         if client in self.clients:
@@ -151,7 +175,7 @@ class Player:
 
     def _abort(self, names: list[str] | None) -> None:
         self.aborted |= set(names or ())
-        self.may_abort |= names is None
+        self.aborts_all |= names is None
         self.aborts.append(asyncio.create_task(self._aborted(names)))
 
     async def _aborted(self, names: list[str] | None) -> None:
@@ -188,9 +212,7 @@ class Player:
 
     def do_close_session(self, session: str) -> None:
         if session in self.sessions:
-            self.aborted |= {
-                client.request_id for client in self.clients.values() if client.session == self.sessions[session].id
-            }
+            self.closed.add(self.sessions[session].id)
             self.others.append(asyncio.create_task(self._close(self.sessions[session].id)))
 
     async def _close(self, session: str) -> None:
@@ -213,8 +235,6 @@ class Player:
         shown = ", ".join(f"{field}={value!r}" for field, value in given.items() if value is not None)
         self.chronicle.asks("operator", f"{verb}({shown})")
         self.shut_down |= verb == "shutdown"
-        gentle = given.get("mode") in ("keep", "wait") or "mode" not in VERBS[verb]
-        self.may_abort |= verb == "shutdown" or not gentle
         if "weights" in given:
             given["source" if verb == "update_weights" else "weights"] = self.rig.weights(given.pop("weights"))
         try:
@@ -297,9 +317,10 @@ class Player:
             client.read_on()
         with suppress(OSError, errors.EngineError):  # what it failed of
             await self.engine._front.ask(AwaitReady)
-        await self.loop.wait_settled()
-        check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
-        watch_zombies(self.clients.values(), self.rig, self.oracles)
+        for seconds in (0.0, ALL_DEADLINES_S):
+            self.loop.pass_time(seconds)
+            await self.loop.wait_settled()
+            check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
         for _ in range(PATIENCE):
             await self.loop.wait_settled()
             status = self.engine.status()
@@ -310,6 +331,7 @@ class Player:
         else:
             self.oracles.found("hang", f"nobody holds the engine any more and it does not run: {self.engine.status()}")
         for session in self.sessions.values():
+            self.closed.add(session.id)
             await self.engine.close_session(session.id)
         tasks = [client.task for client in self.clients.values() if client.task] + [
             *self.calls.values(),

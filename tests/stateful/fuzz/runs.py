@@ -18,7 +18,7 @@ from quiesce.stateful.fuzz.oracles import OUTSIDE, Listener, Oracles, Problem
 from quiesce.stateful.fuzz.player import Player
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.fuzz.schedule import Schedule
-from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left, check_reasons
+from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left
 from quiesce.stateful.loop import Deadlock, DeterministicLoop, Livelock
 from quiesce.stateful.reports import unawaited_coroutines
 
@@ -85,7 +85,7 @@ class Production:
     async def _play(self, actions: Sequence[Action]) -> None:
         if not self._begun:
             self._begun = True
-            self.rig.engine._start()  # it loads while the first actions are played
+            self.player.begin()
         for action in actions:
             await self.player.play(action)
 
@@ -94,7 +94,6 @@ class Production:
         player, oracles, rig = self.player, self.oracles, self.rig
         await player.turn_fair()
         check_clients(player, rig, oracles)
-        check_reasons(player, rig, oracles)
         check_balance(player, rig, oracles)
         check_engine(player, rig, oracles)
         check_nothing_left(player, rig, oracles)

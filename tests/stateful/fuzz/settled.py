@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+from quiesce.engine.request import Request
 from quiesce.spec.vocabulary import OperationState, StreamState
 from quiesce.stateful.fuzz.clients import Client
 from quiesce.stateful.fuzz.oracles import Oracles
 from quiesce.stateful.fuzz.rig import Rig
-
-PIPELINE = 4
-"""Steps that may still name a request whose client has left, in a world at rest: two in flight, and as many planned."""
+from quiesce.statemachine.records import StepRecord
 
 
 def check_settled(aborts: Iterable[asyncio.Task[None]], now_s: float, rig: Rig, oracles: Oracles) -> None:
@@ -33,21 +32,18 @@ def check_settled(aborts: Iterable[asyncio.Task[None]], now_s: float, rig: Rig, 
     oracles.expect("hang", not late, f"overdue: {late}")
 
 
-def watch_zombies(clients: Iterable[Client], rig: Rig, oracles: Oracles) -> None:
-    """From now on nothing is computed for clients that have left, but for the steps on their way."""
-    known = list(clients)
-    gone = {client.request_id for client in known if client.left and client.params.n == 1}
-    gone -= {client.request_id for client in known if not client.left}
-    core = rig.engine._core
-    forget_plan = core.pipeline.forget_plan
-    num_steps = 0
+def watch_zombies(clients: Mapping[str, Client], rig: Rig, oracles: Oracles) -> None:
+    """From now on holds each plan against the clients that have left: a disconnect is an abort, and the pass that follows takes it first."""
+    core, by_key = rig.engine._core, rig.engine._front.by_key
+    plan = core.lifecycle.plan
 
-    def counted(number: int) -> None:
-        nonlocal num_steps
-        num_steps += 1
-        if num_steps > PIPELINE:
-            members = {member.name for step in (core.world.older, core.world.newer) for member in step.members.values()}
-            oracles.expect("zombie", not members & gone, f"still computed for {sorted(members & gone)}, who left")
-        forget_plan(number)
+    def planned(step: StepRecord, requests: Sequence[Request]) -> bool:
+        for request in requests:
+            owners = [client for client in clients.values() if client.request_id == request.client_id]
+            stream = by_key.get(request.stream)
+            known = stream is None or stream.accepted
+            gone = known and all(client.left and client.left_in_pass < core.pass_number for client in owners)
+            oracles.expect("zombie", not gone, f"{request.client_id} is still computed, and its client has left")
+        return plan(step, requests)
 
-    core.pipeline.forget_plan = counted  # type: ignore[method-assign]
+    core.lifecycle.plan = planned  # type: ignore[assignment, method-assign]

@@ -31,16 +31,6 @@ def check_clients(player: Player, rig: Rig, oracles: Oracles) -> None:
             oracles.found("tokens", str(wrong))
 
 
-def check_reasons(player: Player, rig: Rig, oracles: Oracles) -> None:
-    """Nobody is aborted whom nobody wanted to be."""
-    if player.may_abort or player.shut_down or rig.core_is_dead or rig.engine._core.failure is not None:
-        return
-    for client in player.clients.values():
-        reasons = {child.finish_reason for child in client.last.outputs} if client.last else set()
-        wanted = client.request_id in player.aborted or "abort" not in reasons
-        oracles.expect("history", wanted, f"{client.name} was aborted, which nobody wanted")
-
-
 def check_balance(player: Player, rig: Rig, oracles: Oracles) -> None:
     """The status counts what the clients saw."""
     status, clients = rig.engine.status(), player.clients.values()
