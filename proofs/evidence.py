@@ -129,7 +129,8 @@ class Evidence:
         """Takes in what another part of the work found."""
         for name in ("runs", "judgements", "proofs", "witnesses", "mutants", "rules"):
             getattr(self, name).extend(getattr(other, name))
-        self.fairness.update(other.fairness)
+        for event, names in other.fairness.items():
+            self.fairness[event] = tuple(sorted({*self.fairness.get(event, ()), *names}))
 
     def put_in_order(self) -> None:
         """However its parts ended one after the other, the same findings are kept in the same order."""
