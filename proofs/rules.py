@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quiesce.proofs.edits import Edit, fact_edit
-from quiesce.proofs.expr import FALSE, TRUE, In, conj
+from quiesce.proofs.expr import FALSE, TRUE, Expr, In, conj
 from quiesce.proofs.model import Model
 from quiesce.proofs.world import World
 
@@ -32,7 +32,7 @@ def oldest_is_first(model: Model) -> Model:
     """Request 0 is the oldest throughout: it never yields, and request 1 yields to it alone."""
     place = model.place["request[0].state"]
     runs = In(place, frozenset({model.variables[place].values.index("running")}))
-    yields = {"request[0].preempt": FALSE, "request[1].preempt": runs}
+    yields: dict[str, Expr] = {"request[0].preempt": FALSE, "request[1].preempt": runs}
     return replace(model, actions=[
         replace(action, guard=conj([action.guard, yields.get(action.name, TRUE)])) for action in model.actions])  # fmt: skip
 
@@ -258,3 +258,24 @@ SEEDS = (
             "S9_version_coherence[0]"),
 )  # fmt: skip
 RULES: tuple[Without, ...] = (*ORDER, *DRAINS, *BLOCKS, *MEMORY, *FRONT, *SEEDS)
+
+HIDDEN = "the engine's own order of the pass comes first: "
+UNSEEN = {
+    "R1": "the engine settles its boundary work before it takes the next call; no table can have it otherwise",
+    "R2": "fairness is not in the tables that the engine follows, but in its scheduler",
+    "R2b": "fairness is not in the tables that the engine follows, but in its scheduler, which launches what it has planned",
+    "R4": HIDDEN + "a drain that begins at paused has ended before a shutdown is taken",
+    "R5": HIDDEN + "a drain that begins at paused has ended before it can be withdrawn",
+    "R9": HIDDEN + "what is planned is dropped in the pass in which the gate closes",
+    "R10": HIDDEN + "who drains is reaped before the engine looks whether it is drained",
+    "R12": "the engine looks for admissions only while it runs, and asks the table then",
+    "R19": HIDDEN + "what yields has given its blocks back before memory is released",
+    "R20": HIDDEN + "what holds KV that must go has given it back before memory is released",
+    "R22b": "it takes a client who comes and goes for ever, and the scheduler would let the other's batch go in between",
+    "R23": "the scheduler knows the age of requests, and never asks the oldest to yield",
+    "R26": "the queue of operations holds the wake-up back until the sleep has ended",
+    "R30": HIDDEN + "what was kept has given its blocks back before the commit is looked at",
+    "R30b": "the version is part of every key of the prefix index: what is left of the old one is never found",
+    "R34": HIDDEN + "everybody is swept before the engine looks whether it can stop",
+}
+"""Rules whose lack the real engine does not show: something else stands in the way, and what."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from quiesce.proofs.explorer import MoveProperty
 from quiesce.proofs.expr import Expr, conj, disj, neg
 from quiesce.proofs.lemmas import LEMMAS
 from quiesce.proofs.model import Builder, Model, is_patient
-from quiesce.proofs.rules import RULES, Without
+from quiesce.proofs.rules import RULES, UNSEEN, Without
 from quiesce.proofs.search import Graph, compile_guard
 from quiesce.spec import CATALOG, PASS_ORDER
 
@@ -192,6 +192,6 @@ def _states_to(place: int, start: int, parents: dict[int, tuple[int, int]]) -> l
     return states[::-1]
 
 
-def table() -> list[Rule]:
-    """All of them."""
-    return [found(without) for without in RULES]
+def table(on_the_engine: Callable[[Without], str] = lambda without: "") -> list[Rule]:
+    """All of them; `on_the_engine` says what an outsider sees of a real engine without the rule."""
+    return [replace(found(without), on_the_engine=UNSEEN.get(without.rule, "") or on_the_engine(without)) for without in RULES]

@@ -120,16 +120,20 @@ class _Witness:
 
 
 def told(rule: Without) -> str:
-    """What an outsider sees of an engine without the rule; empty if nothing. Only of rules about the engine, not about its front end."""
+    """What an outsider sees of an engine without the rule; empty if nothing, and of rules about the link and sessions."""
+    if rule.world.name != "engine":
+        return ""
     if rule.stage is not None and rule.stage.story:
         return drive(rule.edits, rule.stage.world, rule.stage.story).told()
     staged = rule
     if rule.stage is not None:
         staged = replace(rule, world=rule.stage.world, breaks=rule.stage.breaks, base=oldest_is_first)
-    is_about_moves = not staged.breaks.startswith("L")
-    story = (is_about_moves and breaks(staged, as_engine=True)) or breaks(staged)
-    once = story[: story.index(FOR_EVER)] if FOR_EVER in story else story
-    return drive(rule.edits, staged.world, once).told()
+    for as_engine in (False, True) if not staged.breaks.startswith("L") else (False,):
+        story = breaks(staged, as_engine)
+        once = story[: story.index(FOR_EVER)] if FOR_EVER in story else story
+        if sign := drive(rule.edits, staged.world, once).told() if once else "":
+            return sign
+    return ""
 
 
 def drive(edits: Sequence[Edit], world: World, actions: Sequence[str]) -> Seen:
