@@ -9,21 +9,24 @@ survivor, and is listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quiesce.proofs import explorer, lasso, moves, properties, vectors
 from quiesce.proofs.after import after
 from quiesce.proofs.difference import changed_actions, difference
 from quiesce.proofs.evidence import Mutant
-from quiesce.proofs.expr import FALSE, TRUE, Expr, conj, neg
-from quiesce.proofs.model import Builder, Model
+from quiesce.proofs.expr import FALSE, Expr, conj, neg
+from quiesce.proofs.model import Action, Builder, Model
 from quiesce.proofs.mutants import Mutation
 from quiesce.proofs.world import World
 
+POSSIBLE: Final = "E"
+"""How the names of promises about what must be possible begin."""
 TRIES: Final = 8
 """States from which a broken promise is told, if the mutant cannot follow the story to the nearest."""
 OF_EVENTS: Final = ("drop fairness", "weaken fairness", "drop boundary")
@@ -68,36 +71,42 @@ class Campaign:
         """Promises that are broken by a changed action, or by its lack, in a state that the tables reach, too."""
         builder = Builder(self.world, mutation.tables)
         model = builder.build()
-        stories = {}
-        for name, breaks, number in self._breaks(builder, changed_actions(self.table.model, model)):
-            if name not in stories and (story := self._told(model, breaks, number)) is not None:
+        stories: dict[str, tuple[str, ...]] = {}
+        for name, tree in properties.always(builder).items():
+            if tree != self.always[name] and (story := self._told(model, neg(tree), self.table.where(neg(tree)))) is not None:
                 stories[name] = story
+        changed = changed_actions(self.table.model, model)
+        promises = moves.on_moves(builder, frozenset(changed))
+        for number in changed:
+            action = model.actions[number]
+            able = self.table.where(action.guard)
+            here = self.table.columns[:, able]
+            known: dict[Expr, vectors.Bits] = {}
+            for name, wrong in self._breaks(
+                action, [(move.name, move.before[number]) for move in promises if number in move.before]
+            ):
+                if name in stories or wrong == FALSE:
+                    continue
+                broken = able[vectors.holds(wrong, here, known)]
+                if (story := self._told(model, conj([action.guard, wrong]), broken)) is not None:
+                    stories[name] = (*story, action.name)
         return _verdict(stories)
 
-    def _breaks(self, builder: Builder, changed: Sequence[int]) -> Iterator[tuple[str, Expr, int | None]]:
-        """Name of a promise, where it is broken, and the move that breaks it if it is one on moves or broken by one."""
-        actions = builder.model.actions
-        for name, tree in properties.always(builder).items():
-            if tree != self.always[name]:
-                yield name, neg(tree), None
-            elif not name.startswith("E"):
-                for number in changed:
-                    if (then := after(actions[number], tree)) != tree:
-                        yield name, conj([actions[number].guard, neg(then)]), number
-        for move in moves.on_moves(builder):
-            for number in changed:
-                if (before := move.before.get(number, TRUE)) != TRUE:
-                    yield move.name, conj([actions[number].guard, neg(before)]), number
+    def _breaks(self, action: Action, before: Iterable[tuple[str, Expr]]) -> Iterator[tuple[str, Expr]]:
+        """Promises that this action breaks where it is taken in states such as these: those on states by where it leads."""
+        for name, tree in self.always.items():
+            if not name.startswith(POSSIBLE) and (then := after(action, tree)) != tree:
+                yield name, neg(then)
+        for name, tree in before:
+            yield name, neg(tree)
 
-    def _told(self, model: Model, breaks: Expr, number: int | None) -> tuple[str, ...] | None:
-        """A story that the mutant follows to where a promise is broken."""
-        if breaks == FALSE:
-            return None
-        for state in self.table.where(breaks)[:TRIES]:
+    def _told(self, model: Model, breaks: Expr, states: NDArray[np.int64]) -> tuple[str, ...] | None:
+        """A story that the mutant follows to one of these states, if what it breaks is broken there."""
+        for state in states[:TRIES]:
             names = [self.table.model.actions[action].name for action in self.table.way(int(state))]
             arrived = follow(model, names)
             if arrived is not None and vectors.holds(breaks, arrived)[0]:
-                return (*names, *([] if number is None else [model.actions[number].name]))
+                return tuple(names)
         return None
 
     def is_alike(self, mutation: Mutation) -> bool:

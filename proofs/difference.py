@@ -13,6 +13,10 @@ from quiesce.proofs.expr import Expr, In, conj, disj, neg
 from quiesce.proofs.model import Action, Model
 
 
+BOUND = "request[each]"
+"""Where the number of requests is open, what is written of every request is written of `this` one, which may be any."""
+
+
 def difference(one: Model, other: Model) -> Expr:
     """Holds where an action of one name can be taken in one of them only, leads elsewhere, or has other effects."""
     parts: list[Expr] = []
@@ -46,6 +50,8 @@ def _apart(model: Model, one: Action, other: Action) -> Expr:
 
 def _elsewhere(model: Model, one: Action, other: Action) -> Iterator[Expr]:
     for variable in sorted({assign.variable for action in (one, other) for assign in action.assigns}):
+        if model.variables[variable].name.startswith(BOUND):
+            continue
         for value in range(len(model.variables[variable].values)):
             here = In(variable, frozenset({value}))
             ours, theirs = after(one, here), after(other, here)

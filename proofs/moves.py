@@ -5,6 +5,8 @@ A promise about the state after is said of the state before (`proofs/after.py`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from quiesce.proofs import claims_engine, claims_memory, claims_requests
 from quiesce.proofs.claims import Promise, View
 from quiesce.proofs.explorer import MoveProperty
@@ -16,15 +18,18 @@ PROMISES = (*claims_engine.PROMISES, *claims_memory.PROMISES, *claims_requests.P
 SENTENCES = {prop.name: prop.sentence for prop in PROPERTIES}
 
 
-def on_moves(builder: Builder) -> list[MoveProperty]:
-    """What is promised of the moves of a world that has been built; of other worlds than the engine's, nothing yet."""
+def on_moves(builder: Builder, of: Collection[int] | None = None) -> list[MoveProperty]:
+    """What is promised of the moves of a world that has been built, or of some of its actions; of other worlds than the engine's, nothing."""
     if "step" not in builder.world.instances:
         return []
     view = View(builder)
-    return [_judged(view, promise, instance) for promise in PROMISES for instance in builder.world.instances[promise.machine]]
+    return [
+        _judged(view, promise, instance, of) for promise in PROMISES for instance in builder.world.instances[promise.machine]
+    ]
 
 
-def _judged(view: View, promise: Promise, instance: str) -> MoveProperty:
-    claims = ((number, promise.claim(view, action, instance)) for number, action in enumerate(view.builder.model.actions))
+def _judged(view: View, promise: Promise, instance: str, of: Collection[int] | None) -> MoveProperty:
+    actions = [(number, action) for number, action in enumerate(view.builder.model.actions) if of is None or number in of]
+    claims = ((number, promise.claim(view, action, instance)) for number, action in actions)
     name = f"{promise.name}[{instance}]" if instance else promise.name
     return MoveProperty(name, SENTENCES[promise.name], {number: tree for number, tree in claims if tree != TRUE})

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from quiesce.spec.language import SpecError
 
@@ -122,6 +123,7 @@ class EffectName:
     detail: str = ""
 
 
+@cache
 def parse_guard(text: str) -> Guard:
     """The tree of a guard.
 
