@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 import quiesce
 from quiesce.engine import errors
 from quiesce.engine.api import AsyncEngine
-from quiesce.engine.server import completions, control, facts, projections, tokens
+from quiesce.engine.server import completions, control, facts, page, projections, tokens
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.limits import Limits
 from quiesce.engine.server.replies import envelope, error_body
@@ -41,7 +41,7 @@ def make_app(engine: AsyncEngine, settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Quiesce", version=quiesce.__version__, lifespan=lifespan)
     app.state.host = host
-    for module in (completions, tokens, projections, facts):
+    for module in (completions, tokens, projections, facts, page):
         app.include_router(module.router(host))
     if host.settings.has_admin and host.settings.admin_port is None:
         app.include_router(control.router(host))

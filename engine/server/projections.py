@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import JSONResponse, Response
 
 from quiesce.engine.metrics import CONTENT_TYPE, expose
@@ -17,6 +17,8 @@ from quiesce.engine.server.serving import EventStream, Frame
 from quiesce.statemachine.trace import Trace
 
 DEAD: Final = ("failed", "stopped")
+MOST_RECENT: Final = 1_000
+"""Transitions of the past that a reader may ask for."""
 MOST_BEHIND: Final = 10_000
 """Transitions that a slow reader of `/lifecycle/events` may be behind before it misses the oldest."""
 
@@ -48,9 +50,9 @@ def router(host: Host) -> APIRouter:
         return host.lifecycle()
 
     @routes.get("/lifecycle/events")
-    async def events() -> EventStream:
-        """Every transition from now on, as the trace has them; the status first."""
-        return EventStream(_events(host))
+    async def events(recent: int = Query(0, ge=0, le=MOST_RECENT)) -> EventStream:
+        """Every transition from now on, as the trace has them; before them the status and, if asked for, the last ones that were."""
+        return EventStream(_events(host, recent))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -59,10 +61,12 @@ def router(host: Host) -> APIRouter:
     return routes
 
 
-async def _events(host: Host) -> AsyncGenerator[Frame, None]:
+async def _events(host: Host, recent: int) -> AsyncGenerator[Frame, None]:
     yield {"status": host.lifecycle()}
     feed = Feed(host.engine.trace)
     try:
+        for entry in list(host.engine.trace.entries)[len(host.engine.trace.entries) - recent :] if recent else []:
+            yield entry
         while True:
             for entry in await feed.next():
                 yield entry
