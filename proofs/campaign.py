@@ -10,7 +10,7 @@ survivor, and is listed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,13 +18,23 @@ from numpy.typing import NDArray
 
 from quiesce.proofs import explorer, lasso, moves, properties, vectors
 from quiesce.proofs.after import after
+from quiesce.proofs.alike import AnyNumber
 from quiesce.proofs.difference import changed_actions, difference
-from quiesce.proofs.evidence import Mutant
+from quiesce.proofs.evidence import Evidence, Mutant
 from quiesce.proofs.expr import FALSE, Expr, conj, neg
 from quiesce.proofs.model import Action, Builder, Model
-from quiesce.proofs.mutants import Mutation
+from quiesce.proofs.mutants import Mutation, mutations, sample
 from quiesce.proofs.world import World
+from quiesce.statemachine.trace import spec_hash
 
+SEED: Final = 2026
+MACHINES: Final = ("engine", "pause_token", "memory", "weights", "step", "request")
+FIRST: Final = World.engine(1)
+WIDER: Final = tuple(
+    World.engine(2, capacity, callers=(), without={"engine.clear", "request.device_fault", "engine.begin_update"})
+    for capacity in (1, 2)
+)
+"""Two requests, and room for one or for both; what makes the world large, and has little to do with their number, is left out."""
 POSSIBLE: Final = "E"
 """How the names of promises about what must be possible begin."""
 TRIES: Final = 8
@@ -55,7 +65,7 @@ class Campaign:
         self.always = properties.always(builder)
 
     def judge(self, mutation: Mutation) -> Mutant:
-        """What noticed the mutant, or why nobody can."""
+        """What noticed the mutant, or that in this world nobody can. If one promise alone does at first sight, all are asked."""
         size = self.world.size
         if mutation.kind in OF_EVENTS:
             found = self.liveness(mutation)
@@ -63,7 +73,8 @@ class Campaign:
             found = self.near(mutation)
             if not found.killed_by and self.is_alike(mutation):
                 return Mutant(mutation.name, mutation.machine, mutation.kind, size=size, certificate=f"same graph at {size}")
-            found = found if found.killed_by else self.safety(mutation)
+            if len(found.killed_by) < 2:
+                found = self.safety(mutation)
             found = found if found.killed_by else self.liveness(mutation)
         return Mutant(mutation.name, mutation.machine, mutation.kind, found.killed_by, found.story, size)
 
@@ -126,6 +137,40 @@ class Campaign:
         builder = Builder(self.world, mutation.tables)
         (found,) = lasso.judge(builder.build(), list(properties.eventually(builder)), progress=False).lassos
         return _verdict({name: one.story for name, one in found.items() if one})
+
+
+def judged(mutations: Sequence[Mutation], worlds: Sequence[World] = (FIRST, *WIDER)) -> Iterator[Mutant]:
+    """What noticed each mutant: in the first world, else, if it may differ for some number of requests, in the wider ones."""
+    first, *wider = worlds
+    campaign, left = Campaign(first), []
+    for mutation in mutations:
+        found = campaign.judge(mutation)
+        if found.killed_by or mutation.kind in OF_EVENTS:
+            yield found
+        else:
+            left.append((mutation, found))
+    alike = AnyNumber()
+    seen = []
+    for mutation, found in left:
+        if alike.is_alike(mutation):
+            yield replace(
+                found,
+                certificate=f"z3: for any number of requests it does what the tables do; {found.certificate}".rstrip("; "),
+            )
+        else:
+            seen.append((mutation, found))
+    others = [Campaign(world) for world in wider]
+    for mutation, found in seen:
+        each = [other.judge(mutation) for other in others]
+        killed = next((one for one in each if one.killed_by), None)
+        certificates = [one.certificate for one in (found, *each)]
+        yield killed or replace(found, certificate="; ".join(certificates) if all(certificates) else "")
+
+
+def mutants(share: int, shares: int, number: int, seed: int = SEED) -> Evidence:
+    """One share of a sample of the mutants of the engine world."""
+    drawn = sample(list(mutations(MACHINES)), number, seed)
+    return Evidence(spec_hash(), "", mutants=list(judged(drawn[share::shares])))
 
 
 def follow(model: Model, names: Sequence[str]) -> vectors.Columns | None:
