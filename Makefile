@@ -46,7 +46,7 @@ prove: .setup-stamp
 
 # Hunts in the real engine: quick (a minute), deep (20 minutes), soak (HOURS=N). Failures and coverage under build/fuzz/.
 fuzz: .setup-stamp
-	$(BIN)/quiesce fuzz --profile $(or $(PROFILE),quick) --hours $(or $(HOURS),1)
+	$(BIN)/quiesce fuzz --profile $(or $(PROFILE),quick) --hours $(or $(HOURS),1) --device $(or $(DEVICE),ledger)
 
 # Puts real bugs of other engines back into ours, hunts each from ten seeds, and writes tests/historical/TABLE.md (half an hour).
 historical: .setup-stamp

@@ -212,6 +212,12 @@ def _add_fuzz(commands: Commands) -> None:
         help="quick: a minute at most; deep: 20 minutes; soak: --hours",
     )
     command.add_argument("--hours", type=float, default=1.0, help="how long a soak takes")
+    command.add_argument(
+        "--device",
+        default="ledger",
+        choices=("ledger", "cpu"),
+        help="ledger: books instead of tensors, for volume; cpu: the real one",
+    )
     command.add_argument("--seed", type=int, default=0, help="the first seed; a quick run plays the same ones each time")
     command.add_argument(
         "--out", type=Path, default=Path("build/fuzz"), help="folder for failures (quiesce replay) and coverage.json"
@@ -222,7 +228,7 @@ def _add_fuzz(commands: Commands) -> None:
 def _fuzz(asked: argparse.Namespace) -> int:
     from quiesce.stateful.fuzz.command import fuzz
 
-    return fuzz(asked.profile, asked.hours, asked.seed, asked.out)
+    return fuzz(asked.profile, asked.hours, asked.seed, asked.out, asked.device)
 
 
 def _add_diagram(commands: Commands) -> None:

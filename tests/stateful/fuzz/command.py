@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quiesce.stateful.driver import ledger_checkpoint
 from quiesce.stateful.fuzz.hunt import Hunt, told
-from quiesce.stateful.fuzz.runs import Outcome, run
+from quiesce.stateful.fuzz.runs import Outcome, rig_for, run
 from quiesce.stateful.fuzz.schedule import VERSION, Schedule, load
 
 QUICK_RUNS = 1000
@@ -32,18 +32,19 @@ def test_{name}(ledger_folder: Path) -> None:
 '''
 
 
-def fuzz(profile: str, hours: float | None, first: int, out: Path) -> int:
+def fuzz(profile: str, hours: float | None, first: int, out: Path, device: str = "ledger") -> int:
     """Hunts; the exit status. 1: something was found.
 
     Args:
         profile: `quick` (a bounded number of runs), `deep` (20 minutes) or `soak` (`hours`).
         first: the first seed.
         out: where failures and the coverage are written.
+        device: `ledger`, or `cpu` for the real one.
     """
     with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
-        hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout)
+        hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout, device)
         if profile == "quick":
-            report = hunt.for_seeds(first, QUICK_RUNS)
+            report = hunt.for_seeds(first, QUICK_RUNS if device == "ledger" else QUICK_RUNS // 10)
         else:
             report = hunt.for_seconds(DEEP_S if profile == "deep" else 3600 * (hours or 1.0), first)
     print(told(report))
@@ -74,6 +75,7 @@ def rerun(path: Path, diagram: Path | None = None, regression: Path | None = Non
     schedule = load(path)
     with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
         outcome = run(ledger_checkpoint(Path(folder) / "ledger"), schedule, told=True)
+    rig_for(schedule.device).close_all()
     print(story_of(outcome))
     if diagram is not None:
         diagram.write_text(outcome.chronicle.mermaid(), encoding="utf-8")

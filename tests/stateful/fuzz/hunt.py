@@ -21,18 +21,20 @@ from typing import IO
 from quiesce.stateful.choices import Strategy
 from quiesce.stateful.fuzz.alphabet import CONFIG, SCHEDULE, STRATEGIES, drawn_actions, drawn_values
 from quiesce.stateful.fuzz.coverage import Coverage, declared_cells
-from quiesce.stateful.fuzz.runs import Outcome, run
+from quiesce.stateful.fuzz.runs import Outcome, rig_for, run
 from quiesce.stateful.fuzz.schedule import Schedule
 from quiesce.stateful.fuzz.shrink import Shrinker
 
 TELL_EVERY_S = 10.0
 
 
-def drawn_schedule(seed: int) -> tuple[Schedule, Strategy]:
+def drawn_schedule(seed: int, device: str = "ledger") -> tuple[Schedule, Strategy]:
     """The run that a seed stands for."""
     rng = random.Random(seed)
     actions = drawn_actions(rng)
-    schedule = Schedule(tuple(actions), (), drawn_values(CONFIG, rng.choice), **drawn_values(SCHEDULE, rng.choice))
+    schedule = Schedule(
+        tuple(actions), (), drawn_values(CONFIG, rng.choice), **drawn_values(SCHEDULE, rng.choice), device=device
+    )
     return schedule, STRATEGIES[seed % len(STRATEGIES)](seed)
 
 
@@ -77,15 +79,16 @@ class Hunt:
         folder: the checkpoint of the ledger device.
         out: where failures are written; None: nowhere.
         progress: where the progress line goes.
+        device: `ledger`, or `cpu` for the real one.
     """
 
-    def __init__(self, folder: Path, out: Path | None = None, progress: IO[str] | None = None) -> None:
-        self.folder, self.out, self.progress = folder, out, progress
+    def __init__(self, folder: Path, out: Path | None = None, progress: IO[str] | None = None, device: str = "ledger") -> None:
+        self.folder, self.out, self.progress, self.device = folder, out, progress, device
         self.report = Report()
         self._kinds: set[str] = set()
 
     def play(self, seed: int) -> Outcome:
-        schedule, strategy = drawn_schedule(seed)
+        schedule, strategy = drawn_schedule(seed, self.device)
         outcome = run(self.folder, schedule, strategy, coverage=self.report.coverage)
         self.report.num_runs += 1
         if outcome.problem is not None and (kind := kind_of(outcome)) not in self._kinds:
@@ -123,6 +126,7 @@ class Hunt:
             if self.progress is not None and now - told >= TELL_EVERY_S:
                 told = now
                 print(self.report.line, file=self.progress, flush=True)
+        rig_for(self.device).close_all()
         gc.collect()
         self.report.left = tuple(sorted(_belongings() - before))
         return self.report

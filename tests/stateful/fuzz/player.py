@@ -321,6 +321,7 @@ class Player:
             self.loop.pass_time(seconds)
             await self.loop.wait_settled()
             check_settled(self.aborts, self.loop.time(), self.rig, self.oracles)
+        self.rig.go_on()  # what hung past the watchdog comes back, to nobody
         for _ in range(PATIENCE):
             await self.loop.wait_settled()
             status = self.engine.status()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from quiesce.engine.api import AsyncEngine
 from quiesce.engine.tensor_files import expected_tensors
 from quiesce.stateful.driver import VOCAB_SIZE, ledger_config, ledger_engine
 from quiesce.stateful.fuzz.clients import Truth, ledger_truth
@@ -24,7 +25,7 @@ class Rig:
     def __init__(self, folder: Path, loop: DeterministicLoop, config: Mapping[str, Any]) -> None:
         self.loop = loop
         settings = {"step_timeout_s": STEP_TIMEOUT_S, **config}
-        self.engine, self.device = ledger_engine(loop, ledger_config(folder, **settings))
+        self.engine = self._make(folder, settings)
         self.fatal: list[str] = []
         """Names of the errors of faults that the engine may not survive."""
         self.faulty = False
@@ -46,6 +47,10 @@ class Rig:
         core.operations.update.new_version = noted  # type: ignore[method-assign]
         core.next_deadline_s = lambda: deadline() if self._hangs else core.operations.next_deadline_s()  # type: ignore[method-assign]
 
+    def _make(self, folder: Path, settings: Mapping[str, Any]) -> AsyncEngine:
+        engine, self.device = ledger_engine(self.loop, ledger_config(folder, **settings))
+        return engine
+
     # ---- what clients and operators bring -------------------------------------------------------------------------------------
 
     def prompt(self, length: int, first: int) -> list[int]:
@@ -57,7 +62,7 @@ class Rig:
 
     def weights(self, what: str) -> Any:
         """Weights for a call, by a word."""
-        values = {name: np.full(shape, 0.5, np.float32) for name, shape in self._tensors.items()}
+        values = self._values()
         some = list(values.items())
         match what:
             case "full":
@@ -71,6 +76,9 @@ class Rig:
             case "unknown":
                 return iter([("no.such.tensor", np.zeros(3, np.float32))])
         return _broken(some)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: np.full(shape, 0.5, np.float32) for name, shape in self._tensors.items()}
 
     # ---- faults ---------------------------------------------------------------------------------------------------------------
 
@@ -90,13 +98,17 @@ class Rig:
         elif what == "core":
             self._kill_core()
         elif what == "hang":
-            self._hangs = True
-            self.stall()
-            self.fatal.append("TimeoutError")
+            self._hang()
         elif what == "move":
             device.fail_move.add((tag, to))
             if to in ("released", "zeroed"):  # of what is discarded, of which nothing is known then
                 self.fatal.append("OSError")
+
+    def _hang(self) -> None:
+        """The next work of the device never completes: the watchdog is to notice."""
+        self._hangs = True
+        self.stall()
+        self.fatal.append("TimeoutError")
 
     def _kill_core(self) -> None:
         """The core ends in the middle of nowhere, as a process that is killed."""
@@ -109,10 +121,14 @@ class Rig:
 
     def stall(self) -> None:
         """The step in flight, or else the next, does not complete, nor what is asked of the device behind it."""
-        launched = self.device.launched
-        name = f"step {launched[-1].step if launched else len(self.device.steps) + 1}"
+        name = self._next_work()
         self._held.append(name)
         self.loop.hold(name)
+
+    def _next_work(self) -> str:
+        """What the loop calls the work that is to stall."""
+        launched = self.device.launched
+        return f"step {launched[-1].step if launched else len(self.device.steps) + 1}"
 
     def go_on(self) -> None:
         for name in self._held:
@@ -121,12 +137,22 @@ class Rig:
 
     def heal(self) -> None:
         """No fault is left to come. A step that was told to hang for good meets the watchdog first."""
-        if self._hangs and self.device.launched:
+        if self._hangs and self.launched:
             self.loop.pass_time(STEP_TIMEOUT_S + 1)
         else:
             self.go_on()
+        self._heal_device()
+
+    def _heal_device(self) -> None:
         self.device.fail_move.clear()
         self.device.fail_write = self.device.fail_fetch = None
+
+    def close(self) -> None:
+        """Gives back what a run that went wrong has left; the ledger has nothing."""
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Gives back what runs share; those of the ledger share nothing."""
 
     @property
     def stalls(self) -> bool:

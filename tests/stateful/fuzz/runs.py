@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from quiesce.stateful.fuzz.oracles import OUTSIDE, Listener, Oracles, Problem
 from quiesce.stateful.fuzz.player import Player
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.fuzz.schedule import Schedule
-from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left
+from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left, check_tokens
 from quiesce.stateful.loop import Deadlock, DeterministicLoop, Livelock
 from quiesce.stateful.reports import unawaited_coroutines
 
@@ -44,17 +44,32 @@ class Outcome:
         return next(iter((*outside, *self.problems)), None)
 
 
+def rig_for(device: str) -> type[Rig]:
+    """What a schedule of this device plays on.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device == "ledger":
+        return Rig
+    if device == "cpu":
+        from quiesce.stateful.fuzz.rig_cpu import CpuRig
+
+        return CpuRig
+    raise ValueError(f"there is no deterministic {device!r} device; ledger and cpu are")
+
+
 class Production:
     """One run in the making: `act` and `finish`, or all of its schedule with `run`."""
 
     def __init__(
         self, folder: Path, schedule: Schedule, strategy: Strategy, *, coverage: Coverage | None = None,
-        monitor: bool = True, told: bool = False, make_rig: Callable[..., Rig] = Rig,
+        monitor: bool = True, told: bool = False,
     ) -> None:  # fmt: skip
         self.schedule = schedule
         self.loop = DeterministicLoop(strategy, adversarial=schedule.adversarial, timely=schedule.timely)
         self.chronicle = Chronicle(told)
-        self.rig = make_rig(folder, self.loop, schedule.config)
+        self.rig = rig_for(schedule.device)(folder, self.loop, schedule.config)
         engine = self.rig.engine
         self.oracles = Oracles(engine, coverage)
         self.listener = Listener()
@@ -131,6 +146,8 @@ class Production:
         self._drive(self._end())
         for item in self.loop.finish():
             self.oracles.found("left", item)
+        check_tokens(self.player, self.rig, self.oracles)
+        self.rig.close()
         if not self.rig.fatal and not self.rig.core_is_dead:
             for line in self.listener.lines:
                 self.oracles.expect("log", not line.startswith("engine failed"), line)

@@ -30,6 +30,13 @@ def test_a_clean_engine_raises_no_alarm(ledger_folder: Path, place: int) -> None
     assert report.left == ()
 
 
+def test_the_real_device_gives_every_request_the_tokens_that_it_has_alone() -> None:
+    hunt = Hunt(Path(), device="cpu")
+    report = hunt.for_seeds(0, 11)
+    assert [finding.schedule for finding in report.findings] == []
+    assert not [name for name in report.left if name.startswith("thread")]
+
+
 def trace_of(folder: Path, seed: int) -> str:
     schedule, strategy = drawn_schedule(seed)
     outcome = run(folder, schedule, strategy)
