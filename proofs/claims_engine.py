@@ -77,7 +77,8 @@ def _stop(view: View, action: Action, _: str) -> Expr:
     if happens(action, "engine", "drained_stop"):
         return over
     stopped = view.guard("engine.state == stopped")
-    return TRUE if after(action, stopped) == stopped else implies(after(action, stopped), over)
+    given_back = TRUE if effects(action, "release_everything") else FALSE
+    return neg(given_back) if after(action, stopped) == stopped else implies(after(action, stopped), conj([over, given_back]))
 
 
 def _own(view: View, action: Action, owner: str) -> bool:

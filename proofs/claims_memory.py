@@ -129,7 +129,9 @@ def _base(view: View, action: Action, _: str) -> Expr:
     )
     claims = [never(action, conj([neg(intact), updating]), conj([intact, updating]))]
     if happens(action, "weights", "load"):
-        claims.append(after(action, neg(intact)))
+        claims.append(after(action, neg(intact)) if effects(action, "load_weights") == 1 else FALSE)
+    elif effects(action, "load_weights"):
+        return FALSE
     if after(action, updating) != updating:
         claims.append(implies(conj([neg(updating), after(action, updating)]), same(stable, after(action, intact))))
     if not effects(action, "new_version"):

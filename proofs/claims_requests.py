@@ -164,6 +164,9 @@ def _admitted(view: View, action: Action, instance: str) -> Expr:
 
 
 def _accepted(view: View, action: Action, instance: str) -> Expr:
+    """And is counted exactly once."""
+    if effects(action, f"request[{instance}].accept") != mine(action, instance, "submit"):
+        return FALSE
     return view.guard("accepting") if mine(action, instance, "submit") else TRUE
 
 

@@ -45,10 +45,12 @@ LEMMAS = (
     _always("no_drain_over_an_update", "A drain never overlaps an open update.", "not engine.state == draining or not update_open"),
     _always("an_update_holds_its_token", "An open update holds its token.",
             "not update_open or pause_token[update].state != free"),
+    _always("no_sleep_over_an_update", "Under an open update nothing is chosen that is still there, or on its way.",
+            "not update_open or all_tags(each.policy == none or each.state == released)"),
     _always("asleep_means_away", "While the engine sleeps every tag is away.", "not engine.state == sleeping or all_tags(each.state == released)"),
     # ---- steps and requests
-    _always("steps_in_order", "The newer step is on the device only behind the older one.",
-            "(not step[1].state in (launched, landed) or step[0].state in (launched, landed))"
+    _always("steps_in_order", "The newer step is there only while the older one is on the device, and lands behind it.",
+            "(step[1].state in (empty, retired, dropped) or step[0].state in (launched, landed))"
             " and (not step[1].state == landed or step[0].state == landed)"),
     _always("an_empty_slot_names_nobody", "An empty slot names nobody.",
             "(step[0].state != empty or not any_request(each.member[0])) and (step[1].state != empty or not any_request(each.member[1]))"),

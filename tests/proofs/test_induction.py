@@ -21,7 +21,7 @@ from quiesce.spec.check import check
 from quiesce.spec.language import Judge, Machine, Property, Row, SpecError
 from tests.proofs.mutants import RULES, Mutate, mutated
 
-ACTIONS, CONJUNCTS = 227, 30
+ACTIONS, CONJUNCTS = 227, 31
 
 
 @pytest.fixture(scope="module")
