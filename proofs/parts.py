@@ -5,11 +5,13 @@ A profile is a list of parts. `quick` is what a change is checked with; `full` i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from quiesce.proofs import explorer, lasso, moves, murphi, promela, properties, search
+from quiesce.proofs.aged import aged
 from quiesce.proofs.evidence import By, Evidence, Judgement, Proof, Run, Semantics
 from quiesce.proofs.explorer import MoveProperty
 from quiesce.proofs.expr import Expr, neg
@@ -131,16 +133,21 @@ def any_number(callers: Sequence[str]) -> Evidence:
 
 
 def leads_to(world: World, removals: bool) -> Evidence:
-    """Every leads-to as the declared fairness has it, in C; with `removals` also what fails when each event loses its mark."""
+    """Every leads-to as the declared fairness has it, in C; with `removals` also what fails when each event loses its mark.
+
+    Several requests of an engine have ages: the oldest never yields its blocks (R23), or two could preempt each other for ever.
+    """
     builder = Builder(world)
     model = builder.build()
+    several = world.name == "engine" and len(world.instances["request"]) > 1
+    model = aged(model) if several else model
     promises = list(properties.eventually(builder))
     declared = lasso.declared(model)
     event_of = {action.fair_name: f"{action.machine}.{action.event.name}" for action in model.actions}
     events = sorted({event_of[name] for name in declared}) if removals else []
     marks = [declared, *({name: mark for name, mark in declared.items() if event_of[name] != event} for event in events)]
     said = lasso.judge(model, promises, marks, megabytes=MEGABYTES, progress=False)
-    where = (world.name, world.size, Semantics.one_pass, By.explorer)
+    where = (world.name, f"{world.size}, with ages" if several else world.size, Semantics.one_pass, By.explorer)
     found = nothing()
     found.runs.append(Run(*where, said.num_states, said.num_edges, said.seconds, round(said.peak_bytes / 2**20, 1)))
     for name, _, _ in promises:
@@ -160,6 +167,17 @@ def second_solver(callers: Sequence[str]) -> Evidence:
     asked = smt.questions(callers=callers)
     found = nothing()
     found.proofs.append(Proof("", By.cvc5, len(asked), len(smt.disagreements(asked))))
+    return found
+
+
+def rules() -> Evidence:
+    """Every rule taken away: what breaks in the model, and what the real engine then does along the story."""
+    from quiesce.proofs import without
+    from quiesce.stateful.without_rule import told  # the engine, and with it torch
+
+    logging.disable(logging.CRITICAL)  # an engine without a rule fails, and says so at length
+    found = nothing()
+    found.rules += without.table(told)
     return found
 
 
@@ -194,6 +212,7 @@ def full() -> list[Part]:
     return [
         *_explored(large),
         *_heard([(engine, Semantics.one_pass)]),
+        Part("every rule taken away, on the model and on the real engine", rules),
         _lively(engine),
         *(_lively(world) for world in (World.link(2), World.session(2), World.operation(2))),
         *quick(),
