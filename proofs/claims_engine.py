@@ -98,6 +98,8 @@ def _freed(view: View, action: Action, owner: str) -> Expr:
     named = happens(action, "engine", "resume") and carried(action)["owner"] == owner
     if named or str(action.event.name) in FREED.get(owner, set()) | ENDS:
         return after(action, free)
+    if happens(action, "engine", "shutdown") and owner in ("sleep", "update"):  # it takes the place of what was pending
+        return implies(view.guard("engine.state == draining"), after(action, free))
     if str(action.event.name) in FREES_A_TOKEN.get(owner, set()):
         return TRUE
     return never(action, neg(free), free)

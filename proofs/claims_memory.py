@@ -145,11 +145,12 @@ def _base(view: View, action: Action, _: str) -> Expr:
 def _lost(view: View, action: Action, _: str) -> Expr:
     """Weights lose their content only by an update that fails or is undone too late, a discard, an empty start, or the end."""
     stable, gone = view.guard("weights.state == stable"), view.guard("weights.state == undefined")
+    lost = view.guard("weights.state == undefined and not weights.base_intact")
     if happens(action, "engine", "ready_empty", *ENDS):
-        return after(action, gone)
+        return after(action, lost)
     if happens(action, "memory", "released") and action.instance == "weights":
         discard = view.guard("policy == discard", "memory", "weights")
-        return conj([implies(discard, after(action, gone)), implies(conj([stable, after(action, gone)]), discard)])
+        return conj([implies(discard, after(action, lost)), implies(conj([stable, after(action, gone)]), discard)])
     return never(action, stable, gone)
 
 

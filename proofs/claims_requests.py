@@ -103,7 +103,10 @@ def _marks(view: View, action: Action, instance: str) -> Expr:
     for name, event in MARKED_BY.items():
         mark = view.guard(name, "request", instance)
         there = view.guard("state != absent", "request", instance)
-        claims.append(after(action, mark) if mine(action, instance, event) else never(action, neg(mark), mark))
+        if mine(action, instance, event):
+            claims.append(conj([TRUE if name == "begun" else neg(mark), after(action, mark)]))
+        else:
+            claims.append(never(action, neg(mark), mark))
         if not (name == "eos_mark" and happens(action, "engine", "fail")):
             claims.append(never(action, mark, conj([neg(mark), there])))
     return conj(claims)
@@ -116,6 +119,7 @@ def _steps(view: View, action: Action, instance: str) -> Expr:
         member = view.guard(f"member[{slot}]", "request", instance)
         if action.machine == "step" and action.instance == slot and action.event.name == "plan":
             claims.append(implies(conj([neg(member), after(action, member)]), view.guard("runnable", "request", instance)))
+            claims.append(after(action, member) if action.request == instance else TRUE)
         elif not happens(action, "step", "retire"):
             claims.append(never(action, neg(member), member))
         if action.machine == "step" and action.instance == slot and action.event.name == "launch":
@@ -136,6 +140,7 @@ def _members(view: View, action: Action, instance: str) -> Expr:
         planned = view.guard(f"step[{slot}].state == planned")
         leaves = conj([member, after(action, neg(member))])
         if happens(action, "step", "strip_members"):
+            claims.append(member if (action.instance, action.request) == (slot, instance) else TRUE)
             claims.append(implies(leaves, conj([planned, neg(view.guard("runnable", "request", instance))])))
         elif happens(action, "step", "drop"):
             claims.append(implies(leaves, planned))

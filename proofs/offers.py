@@ -39,6 +39,8 @@ SLEEPING_CALLS = (
     "not goal in (stop, sleep) and engine.state in (draining, paused) and pause_token[sleep].state != free",
 )
 """Where a wake_up of both tags has something to end before memory is away."""
+ONE_TAG = (("none", "offload"), ("none", "discard"), ("offload", "none"), ("discard", "none"))
+"""Policies of a sleep that chooses one tag, whatever becomes of the other."""
 CORE = {
     "undrain": "goal == pause and no_token and (not granted or quiet)",
     "drained_pause": "goal == pause and not no_token and drained",
@@ -157,15 +159,10 @@ def _tokens(builder: Builder) -> Iterator[tuple[str, Expr]]:
         yield "E6_updates_and_sleeps_begin", _offer(builder, f"engine.sleep(mode={mode}, weights=none, kv_cache=none)", level_0)
         sleep = (f"engine.state == running or (not update_open and {NO_CLEAR}{rise} and all_tags(each.policy == none)"
                  " and (engine.state == paused or (engine.state == draining and goal in (pause, sleep))))")  # fmt: skip
-        more = f" or (engine.state == partially_awake and not update_open{rise} and all_tags(each.policy == none and each.state == resident))"
-        for weights, kv in (
-            ("offload", "offload"),
-            ("discard", "discard"),
-            ("none", "offload"),
-            ("none", "discard"),
-            ("offload", "none"),
-            ("discard", "none"),
-        ):
+        for weights, kv in (("offload", "offload"), ("discard", "discard"), *ONE_TAG):
+            chosen = [tag for tag, policy in (("weights", weights), ("kv_cache", kv)) if policy != "none"]
+            there = " and ".join(f"memory[{tag}].state == resident and memory[{tag}].policy == none" for tag in chosen)
+            more = f" or (engine.state == partially_awake and not update_open{rise} and {there})"
             name = f"engine.sleep(mode={mode}, weights={weights}, kv_cache={kv})"
             yield "E6_updates_and_sleeps_begin", _offer(builder, name, f"({sleep}){more}")
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from quiesce.proofs import explorer, lasso, moves, murphi, promela, properties, search
 from quiesce.proofs.aged import aged
+from quiesce.proofs.campaign import mutants
 from quiesce.proofs.evidence import By, Evidence, Judgement, Proof, Run, Semantics
 from quiesce.proofs.explorer import MoveProperty
 from quiesce.proofs.expr import Expr, neg
@@ -213,6 +214,7 @@ def full() -> list[Part]:
         *_explored(large),
         *_heard([(engine, Semantics.one_pass)]),
         Part("every rule taken away, on the model and on the real engine", rules),
+        *(Part(f"mutants of the tables, share {share + 1} of 2", mutants, (share, 2, 400)) for share in range(2)),
         _lively(engine),
         *(_lively(world) for world in (World.link(2), World.session(2), World.operation(2))),
         *quick(),
