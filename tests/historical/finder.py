@@ -17,7 +17,7 @@ from quiesce.stateful.fuzz.runs import run
 from quiesce.stateful.fuzz.shrink import Shrinker
 
 SEEDS_APART = 100_000
-SHRINKING_RUNS = 200
+SHRINKING_RUNS = 150
 
 
 def hunt(folder: Path, first: int, limit: int) -> dict[str, Any]:

@@ -115,6 +115,33 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("reset_prefix_cache", "connect", "settle"),
 )  # fmt: skip
 """What a program may be about: these it says five times as often."""
+SCENES: tuple[tuple[str, ...], ...] = (
+    ("connect", "leave", "advance"),
+    ("connect", "advance", "abort", "connect_again", "advance"),
+    ("connect", "settle", "sleep_tags", "settle", "recover", "settle", "connect", "settle"),
+    ("connect", "advance", "sleep_tags", "settle", "wake_up", "wake_up", "settle"),
+    ("pause", "sleep", "settle", "wake_up", "settle", "resume"),
+    ("connect", "advance", "pause", "sleep_tags", "resume", "settle", "recover", "settle"),
+    ("connect", "settle", "update_weights", "settle", "connect", "settle"),
+    (
+        "connect",
+        "advance",
+        "begin_weight_update",
+        "settle",
+        "load_weights",
+        "settle",
+        "finish_weight_update",
+        "connect",
+        "settle",
+    ),
+    ("open_session", "turn", "settle", "turn", "advance", "close_session"),
+    ("open_session", "open_session", "turn", "advance", "turn", "advance", "close_session"),
+    ("fail", "sleep_tags", "settle", "recover", "settle", "recover"),
+    ("connect", "connect", "advance", "pause", "abort", "settle"),
+    ("pause", "settle", "pass_time"),
+    ("connect", "settle", "pause", "settle", "reset_prefix_cache", "settle", "recover", "connect"),
+)
+"""The orders that most often go wrong in the engines of the field; programs have some of them among their words."""
 NEEDS = {
     "leave": "client",
     "abort": "client",
@@ -184,8 +211,12 @@ def drawn_actions(rng: random.Random) -> list[Action]:
         OFTEN.get(verb, 1.0) * RARE.get(verb, 1.0) * (5.0 if verb in theme else float(verb in OFTEN or rng.random() < favoured))
         for verb in verbs
     ]
+    words = rng.choices(verbs, weights, k=rng.choice((3, 8, 16, 32, 64)))
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        place = rng.randint(0, len(words))
+        words[place:place] = rng.choice(SCENES)
     nouns, actions = Nouns(), []
-    for verb in rng.choices(verbs, weights, k=rng.choice((6, 12, 25, 50, 80))):
+    for verb in words:
         action = drawn_action(verb, rng.choice, nouns)
         if action is not None:
             actions.append(action)
