@@ -65,7 +65,7 @@ class Shrinker:
 
     def _fewer_choices(self) -> None:
         base = self.best
-        if not base.choices or not self.fails(base):
+        if not base.choices or self.num_runs + 2 > self._limit or not self.fails(base):
             return
         reduce_choices(base.choices, lambda indices: self.fails(replace(base, choices=tuple(indices))))
 
