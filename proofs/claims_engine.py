@@ -187,12 +187,18 @@ def _begins(view: View, action: Action, _: str) -> Expr:
     if happens(action, "engine", "drained_update"):
         return after(action, view.guard("weights.state == updating"))
     updating = view.guard("weights.state == updating")
+    in_place = view.guard("engine.state == partially_awake")
+    if happens(action, "engine", "begin_update") and after(action, updating) == updating:
+        return implies(in_place, updating)
     if after(action, updating) == updating:
         return TRUE
     here = view.guard("engine.state == partially_awake and not tag_in_transit and memory[kv_cache].state != undefined"
                       " and not any_tag(each.state in (resident, undefined) and each.policy != none)"
                       " and memory[weights].state in (resident, undefined)")  # fmt: skip
-    return implies(conj([neg(updating), after(action, updating)]), here if happens(action, "engine", "begin_update") else FALSE)
+    begins = conj([neg(updating), after(action, updating)])
+    if not happens(action, "engine", "begin_update"):
+        return neg(begins)
+    return conj([implies(begins, here), implies(in_place, after(action, updating))])
 
 
 def _slots(view: View, action: Action, slot: str) -> Expr:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from quiesce.proofs import explorer
+from quiesce.proofs import explorer, moves, properties
 from quiesce.proofs.alike import AnyNumber
-from quiesce.proofs.campaign import MACHINES, OF_EVENTS, Campaign, Verdict, follow
+from quiesce.proofs.campaign import MACHINES, OF_EVENTS, WIDER, Campaign, Verdict, follow, lively
+from quiesce.proofs.model import Builder
 from quiesce.proofs.mutants import Mutation, guards, inlined, mutations, sample
 from quiesce.proofs.world import World
 from quiesce.spec import CATALOG
@@ -128,3 +129,11 @@ def test_a_part_that_is_never_false_makes_no_difference_for_any_number_of_reques
 def test_without_fairness_a_leads_to_does_not_hold(small: Campaign, mutants: dict[str, Mutation]) -> None:
     found = small.judge(mutants["step.land: no fairness"])
     assert "L2b_blocks_come_home[0]" in found.killed_by
+
+
+@pytest.mark.parametrize("world", WIDER, ids=lambda world: world.size)
+def test_the_tables_break_nothing_in_the_worlds_of_two_requests_in_which_survivors_are_judged(world: World) -> None:
+    builder = Builder(world)
+    verdict = explorer.explore(builder.build(), properties.always(builder), moves.on_moves(builder), progress=False)
+    assert dict(verdict.stories) == {}
+    assert lively(world, CATALOG.machines) == {}
