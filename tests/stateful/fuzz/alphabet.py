@@ -35,8 +35,8 @@ PROMPT: Values = {
     "length": (5, 1, 4, 9, 17, 30),
     "first": (0, 0, 1, 2, 3),
     "max_tokens": (5, 1, 2, 8, 20, 70),
-    "temperature": (0.0, 0.0, 0.0, 1.0),
-    "stop_at": (None, None, None, 1),
+    "temperature": (0.0, 0.0, 1.0),
+    "stop_at": (None, None, None, 1, 3),
     "stop_after": (None, None, None, None, None, 1, 2, 5),
     "paced": (False, False, False, True),
     "cancel_at": (*(None,) * 12, -1, 0, 1, 2, 3),
@@ -44,7 +44,7 @@ PROMPT: Values = {
 """How one client asks and listens: it hangs up after so many outputs, reads only when told to, or is cancelled at an await."""
 
 VERBS: Mapping[str, Values] = {
-    "connect": {**PROMPT, "n": (1, 1, 1, 1, 2), "priority": (0, 0, 0, -1, 1)},
+    "connect": {**PROMPT, "n": (1, 1, 2), "priority": (0, 0, 0, -1, 1)},
     "connect_again": {**PROMPT},
     "turn": {**PROMPT, "length": (5, 1, 9, 17, 50)},
     "read": {"outputs": (1, 2, 5)},
@@ -80,7 +80,7 @@ VERBS: Mapping[str, Values] = {
     "hang_up": {},
     "mistake": {"which": tuple(range(16))},
     "fail": {
-        "what": ("move", "move", "move", "row", "write", "fetch", "step", "core", "hang"),
+        "what": ("move", "move", "move", "row", "write", "fetch", "step", "core", "core", "hang"),
         "tag": ("kv_cache", "weights"), "to": ("restored", "released", "zeroed"), "after": (0, 1, 3),
     },
     "stall": {},
@@ -139,6 +139,7 @@ SCENES: tuple[tuple[str, ...], ...] = (
     ("fail", "sleep_tags", "settle", "recover", "settle", "recover"),
     ("connect", "connect", "advance", "pause", "abort", "settle"),
     ("pause", "settle", "pass_time"),
+    ("connect", "connect", "advance", "fail", "pause", "settle"),
     ("connect", "settle", "pause", "settle", "reset_prefix_cache", "settle", "recover", "connect"),
 )
 """The orders that most often go wrong in the engines of the field; programs have some of them among their words."""
