@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check prove fuzz historical bench gpu later format model clean
+.PHONY: setup demo test check prove fuzz historical mutants bench gpu later format model clean
 
 # torch comes first and by its exact version: an open range would bring several GB of CUDA along on a machine without a GPU.
 .setup-stamp: pyproject.toml constraints.txt
@@ -51,6 +51,10 @@ fuzz: .setup-stamp
 # Puts real bugs of other engines back into ours, hunts each from ten seeds, and writes tests/historical/TABLE.md (half an hour).
 historical: .setup-stamp
 	$(BIN)/python -m tests.historical.table
+
+# Breaks the lifecycle code in 445 small ways and says who notices: tests/mutation/RESULTS.md (half an hour).
+mutants: .setup-stamp
+	$(BIN)/python -m tests.mutation.campaign
 
 gpu: later
 later:
