@@ -80,6 +80,14 @@ def test_who_waits_for_a_token_it_has_not_sampled_is_left_out() -> None:
     assert told(plan_step(batch_of(Row(1, 10, scheduled=10)), 16, True)) == []
 
 
+def test_who_needs_every_token_before_the_next_waits_for_the_one_on_its_way() -> None:
+    batch = batch_of(Row(1, 10, scheduled=10, pending=1), decode(2))
+    batch.alone[0], batch.num_alone = True, 1
+    assert told(plan_step(batch, 16, True)) == [(1, 9, 1, True)]
+    batch.num_tokens[0], batch.num_pending[0] = 11, 0
+    assert told(plan_step(batch, 16, True)) == [(0, 10, 1, True), (1, 9, 1, True)]
+
+
 def test_the_last_token_a_request_may_have_is_sampled_and_never_computed() -> None:
     batch = batch_of(Row(1, 99, scheduled=98, limit=100))
     assert told(plan_step(batch, 16, True)) == [(0, 98, 1, True)]
@@ -95,6 +103,15 @@ def test_unchunked_prompts_keep_the_order_of_age_even_before_decodes() -> None:
 def test_unchunked_a_prompt_that_does_not_fit_waits_and_nobody_younger_passes_it() -> None:
     batch = batch_of(Row(1, 9), Row(2, 9), Row(3, 2))
     assert told(plan_step(batch, 12, False)) == [(0, 0, 9, True)]
+
+
+def test_a_batch_is_steady_where_everybody_computes_one_token_and_samples_the_next() -> None:
+    steady = plan_step(batch_of(decode(1), Row(2, 1)), 16, True)
+    assert (told(steady), steady.steady) == ([(0, 9, 1, True), (1, 0, 1, True)], True)
+    assert not steady.counts.flags.writeable, "all steady steps share it"
+    assert not plan_step(batch_of(decode(1), Row(2, 5)), 16, True).steady
+    pairs = plan_step(batch_of(Row(1, 2), Row(2, 2)), 16, True)
+    assert (told(pairs), pairs.steady) == ([(0, 0, 2, True), (1, 0, 2, True)], False)
 
 
 def test_a_plan_without_some_rows_keeps_the_others_as_they_were() -> None:

@@ -303,10 +303,12 @@ def test_an_ended_request_is_kept_by_no_index() -> None:
     assert {state: len(index) for state, index in world.by_state.items() if index} == {}
 
 
-def test_the_watch_sees_a_move_before_it_is_made() -> None:
+def test_the_watch_sees_a_move_that_mints_effects_before_it_is_made_and_no_other() -> None:
     seen: list[tuple[Any, ...]] = []
-    gate, request = Gate(), add_request(open_world(), 1, abort_mark=True)
+    gate, world = Gate(), open_world()
+    request, other = add_request(world, 1, abort_mark=True), add_request(world, 2)
     gate.watch = lambda record, event: seen.append((record, event, record.state))
+    assert gate.fire(other, "abort").effects == ()
     gate.fire(request, "aborted")
     assert seen == [(request, "aborted", "running")]
 
