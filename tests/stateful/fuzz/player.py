@@ -66,7 +66,7 @@ class Player:
         self.others.append(asyncio.create_task(self._start()))
 
     async def _start(self) -> None:
-        with suppress(errors.EngineError):
+        with suppress(OSError, errors.EngineError):  # what it failed of
             await self.engine.start()
 
     async def play(self, action: Action) -> None:
