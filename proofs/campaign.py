@@ -70,6 +70,7 @@ class Campaign:
         size = self.world.size
         if mutation.kind in OF_EVENTS:
             found = self.liveness(mutation)
+            found = found if found.killed_by else self.one_pass(mutation)
         else:
             found = self.near(mutation)
             if not found.killed_by and self.is_alike(mutation):
@@ -131,6 +132,12 @@ class Campaign:
         builder = Builder(self.world, mutation.tables)
         model = builder.build()
         found = explorer.explore(model, properties.always(builder), moves.on_moves(builder), progress=False)
+        return _verdict(found.stories)
+
+    def one_pass(self, mutation: Mutation) -> Verdict:
+        """Whether calls wait for the core, where they should."""
+        builder = Builder(self.world, mutation.tables)
+        found = explorer.explore(builder.build(), {}, [moves.calls_wait(builder)], one_pass=True, progress=False)
         return _verdict(found.stories)
 
     def liveness(self, mutation: Mutation) -> Verdict:

@@ -100,6 +100,8 @@ def _freed(view: View, action: Action, owner: str) -> Expr:
         return after(action, free)
     if happens(action, "engine", "shutdown") and owner in ("sleep", "update"):  # it takes the place of what was pending
         return implies(view.guard("engine.state == draining"), after(action, free))
+    if happens(action, "engine", "wake_up") and owner == "sleep":  # it withdraws the sleep, or ends one of level 0
+        return implies(view.guard("engine.state in (draining, paused)"), after(action, free))
     if str(action.event.name) in FREES_A_TOKEN.get(owner, set()):
         return TRUE
     return never(action, neg(free), free)

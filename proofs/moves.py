@@ -10,8 +10,9 @@ from collections.abc import Collection
 from quiesce.proofs import claims_engine, claims_memory, claims_requests
 from quiesce.proofs.claims import Promise, View
 from quiesce.proofs.explorer import MoveProperty
-from quiesce.proofs.expr import TRUE
-from quiesce.proofs.model import Builder
+from quiesce.proofs.expr import TRUE, neg
+from quiesce.proofs.model import Builder, is_patient
+from quiesce.proofs.offers import due
 from quiesce.spec import PROPERTIES
 
 PROMISES = (*claims_engine.PROMISES, *claims_memory.PROMISES, *claims_requests.PROMISES)
@@ -26,6 +27,13 @@ def on_moves(builder: Builder, of: Collection[int] | None = None) -> list[MovePr
     return [
         _judged(view, promise, instance, of) for promise in PROMISES for instance in builder.world.instances[promise.machine]
     ]
+
+
+def calls_wait(builder: Builder) -> MoveProperty:
+    """What only the one-pass rule keeps: clients, operators, timers and the environment wait for the core."""
+    nothing_due = neg(due(builder))
+    patient = {number: nothing_due for number, action in enumerate(builder.model.actions) if is_patient(action)}
+    return MoveProperty("R1_calls_wait", SENTENCES["R1_calls_wait"], patient)
 
 
 def _judged(view: View, promise: Promise, instance: str, of: Collection[int] | None) -> MoveProperty:

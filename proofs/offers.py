@@ -114,6 +114,23 @@ def offers(builder: Builder) -> dict[str, Expr]:
     return {name: conj(parts) for name, parts in found.items()}
 
 
+def due(builder: Builder) -> Expr:
+    """Where the core has something to do before the next call (rule R1), said without looking at the marks of its events."""
+    found = [builder.guard("engine", "", where) for where in (*CORE.values(), WEIGHTS["committed"])]
+    for request in builder.world.instances["request"]:
+        answers = [where for event, where in ANSWERS.items() if event != "abort"]
+        goes_on = [LIVES[event] for event in ("admit", "retract", "retracted", "reap")]
+        named = [
+            f"step[{slot}].state == planned and member[{slot}] and not runnable" for slot in builder.world.instances["step"]
+        ]
+        found += [builder.guard("request", request, where) for where in (*answers, *goes_on, *named)]
+    found += [builder.guard("memory", tag, MEMORY["release"]) for tag in builder.world.instances["memory"]]
+    for slot in builder.world.instances["step"]:
+        empty = f"state == planned and (not gate_open or not any_request(each.member[{slot}]))"
+        found += [builder.guard("step", slot, where) for where in (empty, "state == landed and place == older")]
+    return disj(found)
+
+
 def _offer(builder: Builder, action: str, where: str, machine: str = "engine", instance: str = "") -> Expr:
     """Where this is promised, some action of this name, data included, can be taken; not asked of what a world leaves out."""
     event = re.sub(r"\[.*?\]|\(.*\)", "", action)

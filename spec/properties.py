@@ -113,6 +113,7 @@ PROPERTIES = (
     Property("E9_memory_goes_on", A, "What is chosen can leave, and the device can say how every copy ended.", (MODEL,), machine="memory"),
     Property("E10_steps_go_on", A, "A step is launched, lands, retires or is dropped as soon as it can be.", (MODEL,)),
     Property("E11_steps_name_what_may_run", A, "What may run can be named by a step, and what may not can leave it.", (MODEL,), machine="request"),
+    Property("R1_calls_wait", M, "Under the one-pass rule no call is taken while the core has something due.", (MODEL,)),
     Property("R1_boundary_first", M, "No step is launched while boundary work is pending.", (MONITOR,)),
     Property("L1_answered", L, "An accepted request is answered, unless the engine stops running first: a gate held for ever holds it for ever.", (MODEL, TEST),
              machine="request", when="live and engine.state == running", then="not live or engine.state != running"),

@@ -137,3 +137,11 @@ def test_the_tables_break_nothing_in_the_worlds_of_two_requests_in_which_survivo
     verdict = explorer.explore(builder.build(), properties.always(builder), moves.on_moves(builder), progress=False)
     assert dict(verdict.stories) == {}
     assert lively(world, CATALOG.machines) == {}
+
+
+def test_in_one_pass_calls_wait_for_the_core_and_without_its_mark_they_do_not(
+    small: Campaign, mutants: dict[str, Mutation]
+) -> None:
+    same = replace(next(iter(mutants.values())), tables=CATALOG.machines)
+    assert small.one_pass(same) == Verdict()
+    assert small.one_pass(mutants["request.finish: not before the next call"]).killed_by == ("R1_calls_wait",)
