@@ -122,8 +122,8 @@ class Production:
             work.close()
             return
         logger = logging.getLogger("quiesce")
-        logger.addHandler(self.listener)
-        propagate, logger.propagate = logger.propagate, False
+        handlers, propagate = logger.handlers, logger.propagate
+        logger.handlers, logger.propagate = [self.listener], False  # errors are asked for by the hundred
         try:
             with unawaited_coroutines(lambda text: self.oracles.found("left", text)):
                 self.loop.run_until_complete(self.loop.create_task(work, name="main"))
@@ -132,8 +132,7 @@ class Production:
         except Exception as error:  # noqa: BLE001  whatever it is
             self._stop("left", f"{type(error).__name__}: {error}")
         finally:
-            logger.removeHandler(self.listener)
-            logger.propagate = propagate
+            logger.handlers, logger.propagate = handlers, propagate
 
     def _stop(self, oracle: str, text: str) -> None:
         self.oracles.found(oracle, text)
