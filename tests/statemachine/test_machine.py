@@ -149,6 +149,7 @@ def test_before_sealing_the_mutators_are_those_of_transitions() -> None:
     machine = request_machine()
     machine.add_transition("aborted", "draining", "ended")
     assert len(machine.events["aborted"].transitions["draining"]) == 1
+    assert transition(machine, "aborted", "draining").consequences.index == -1, "no row of the table"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -162,6 +163,8 @@ def test_every_row_is_registered_once_for_each_source_in_order(table: Any) -> No
         for found, row in zip(registered, rows, strict=True):
             target = table.rows[row].target
             assert found.dest == (None if target is None else table.states(target).name)
+            guards = [condition.func.__name__ for condition in found.conditions]
+            assert guards == ([] if table.rows[row].when == "true" else [table.rows[row].when])
         assert machine.cells is not None
         assert [move.transition for move in machine.cells[event.name][state].moves] == registered
 
