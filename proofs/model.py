@@ -326,5 +326,8 @@ def build(world: World, machines: Mapping[str, Machine] | None = None) -> Model:
 
 
 def is_patient(action: Action) -> bool:
-    """Whether it waits for boundary work (rule R1): what clients, operators, timers and the environment do."""
-    return action.event.owner in (Owner.client, Owner.operator, Owner.timer, Owner.environment)
+    """Whether it waits for boundary work (rule R1): what clients, operators, timers and the environment do, and the second half of
+    the pass, in which the core starts, preempts, plans and launches."""
+    owner = action.event.owner
+    schedules = action.machine in ("request", "step") and owner is Owner.core and not action.event.boundary
+    return schedules or owner in (Owner.client, Owner.operator, Owner.timer, Owner.environment)

@@ -47,7 +47,7 @@ def test_rumur_and_our_explorer_agree_in_states_edges_and_ends(world: World, one
 
 
 JUDGED = [
-    (SMALL, *next((machine, change, breaks) for rule, machine, change, breaks in RULES if rule.startswith("R9"))),
+    (SMALL, *next((machine, change, breaks) for rule, machine, change, breaks in RULES if rule.startswith("R15"))),
     (SMALL, *next((machine, change, breaks) for rule, machine, change, breaks in RULES if rule.startswith("R25"))),
     (World.link(1), "link", without("core == dead", "restart"), "S13_one_core"),
     (World.link(1), "stream", without("not cancel", "ack"), "S13b_no_cancel_is_forgotten[0]"),
@@ -57,7 +57,7 @@ JUDGED = [
 @pytest.mark.usefixtures("rumur")
 @pytest.mark.parametrize(("world", "machine", "change", "breaks"), JUDGED, ids=[f"{breaks}" for *_, breaks in JUDGED])
 def test_rumur_finds_the_same_promises_broken_without_a_rule(world: World, machine: str, change: Mutate, breaks: str) -> None:
-    ours, theirs = both(Builder(world, mutated(machine, change)), one_pass=world is SMALL, spoken_of="T4")
+    ours, theirs = both(Builder(world, mutated(machine, change)), one_pass=world is SMALL, spoken_of=breaks[:2])
     assert breaks in theirs.violated - {NO_WAY_ON} == set(ours.stories)
     assert (theirs.num_states, theirs.num_edges) == (ours.num_states, ours.num_edges)
 

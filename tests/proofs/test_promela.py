@@ -51,7 +51,10 @@ JUDGED = [case for case in RULES if case[0].split(":")[0] in ("R3", "R9", "R15",
 def test_both_judges_find_the_same_promises_broken_without_a_rule(
     rule: str, machine: str, change: Mutate, breaks: str | None
 ) -> None:
-    ours, theirs = both(Builder(SMALL, mutated(machine, change)), one_pass=True, spoken_of=breaks[:2] if breaks else "T4")
+    one_pass = not rule.startswith(
+        "R9"
+    )  # in the order of the pass a batch that the gate shuts out is dropped before it could be launched
+    ours, theirs = both(Builder(SMALL, mutated(machine, change)), one_pass, spoken_of=breaks[:2] if breaks else "T4")
     broken = set(ours.stories)
     assert theirs.violated - {promela.NO_WAY_ON} == broken
     assert (breaks in broken) if breaks else not broken
