@@ -51,7 +51,10 @@ class _Asked:
     @staticmethod
     def of(world: World) -> _Asked:
         builder = Builder(world)
-        return _Asked(builder.build(), properties.always(builder), moves.on_moves(builder), properties.sometimes(builder))
+        model, always = builder.build(), properties.always(builder)
+        if world.name == "engine" and world.without:  # what is offered is not offered where its event has been left out
+            always = {name: tree for name, tree in always.items() if not name.startswith("E")}
+        return _Asked(model, always, moves.on_moves(builder), properties.sometimes(builder))
 
     @property
     def names(self) -> list[str]:
@@ -185,6 +188,12 @@ def rules() -> Evidence:
 # ---- profiles -------------------------------------------------------------------------------------------------------------------
 
 CALLERS: Final = (("caller",), ("caller", "another"))
+PAUSES_ONLY: Final = ("engine.sleep", "engine.clear", "engine.begin_update", "engine.wake_up", "weights.begin_in_place")
+"""Left out where many requests are to fit: the engine pauses, drains and ends, and its memory stays."""
+THREE: Final = World.engine(3)
+THREE_AT_ANY_TIME: Final = World.engine(3, callers=(), without=("engine.clear", "request.device_fault"))
+THREE_LIVELY: Final = World.engine(3, without=(*PAUSES_ONLY, "request.device_fault"))
+FOUR: Final = World.engine(4, without=PAUSES_ONLY)
 OF_MESSAGES: Final = (World.link(1), World.session(1), World.link(2))
 
 
@@ -210,12 +219,18 @@ def full() -> list[Part]:
     large += [(World.session(2), Semantics.interleaved), (World.link(3), Semantics.interleaved)]
     large += [(World.operation(number), Semantics.one_pass) for number in (2, 3)]
     small = [(world, how) for world in (World.engine(1), *OF_MESSAGES) for how in Semantics]
+    several = ((THREE, Semantics.one_pass), (THREE_AT_ANY_TIME, Semantics.interleaved), (FOUR, Semantics.one_pass))
     return [
+        *(
+            Part(f"{world.name} {world.size} {how}, up to order: our explorer", safety, (world, how, True))
+            for world, how in several
+        ),
         *_explored(large),
         *_heard([(engine, Semantics.one_pass)]),
         Part("every rule taken away, on the model and on the real engine", rules),
         *(Part(f"mutants of the tables, share {share + 1} of 2", mutants, (share, 2, 400)) for share in range(2)),
         _lively(engine),
+        _lively(THREE_LIVELY),
         *(_lively(world) for world in (World.link(2), World.session(2), World.operation(2))),
         *quick(),
         *_heard(small),

@@ -34,6 +34,10 @@ class World:
         number = len(self.instances.get("request") or self.instances["operation"])
         words = [f"N={number}"]
         words += [f"K={self.capacity}"] if 0 < self.capacity < number else []
+        owners = set(self.instances.get("pause_token", ())) - {
+            owner.value for owner in TokenOwner if owner is not TokenOwner.caller
+        }
+        words += [f"{len(owners)} callers"] if self.name == "engine" and len(owners) != 1 else []
         words += [f"{name}s {', '.join(values)}" for name, values in self.carried.items()]
         words += [f"without {', '.join(sorted(self.without))}"] if self.without else []
         return ", ".join(words)
