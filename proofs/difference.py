@@ -12,7 +12,6 @@ from quiesce.proofs.after import after, same
 from quiesce.proofs.expr import Expr, In, conj, disj, neg
 from quiesce.proofs.model import Action, Model
 
-
 BOUND = "request[each]"
 """Where the number of requests is open, what is written of every request is written of `this` one, which may be any."""
 
