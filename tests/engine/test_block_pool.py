@@ -160,6 +160,7 @@ DAMAGES: dict[str, tuple[Callable[[BlockPool], object], str]] = {
     "a block that is lost": (lambda pool: pool._free.pop(), "has no owner"),
     "a held block in the free list": (lambda pool: heapq.heappush(pool._free, 0), "two owners"),
     "an idle block that is held": (lambda pool: pool.prefix_cache._idle.update({0: None}), "two owners"),
+    "an idle block in the free list": (lambda pool: pool.prefix_cache._idle.update({5: None}), "two owners"),
     "a counter that drifted": (lambda pool: setattr(pool, "_num_used", pool._num_used + 1), "counters differ"),
     "a fence that was not counted": (lambda pool: pool._running_holders.__setitem__(0, 0), "counters differ"),
 }

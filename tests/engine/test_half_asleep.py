@@ -79,3 +79,20 @@ def test_who_waits_in_the_queue_is_not_told_of_what_others_aborted(ledger_folder
         assert facts(world)[3] == (1, "stable")
 
     run(ledger_folder, body)
+
+
+def test_a_wake_up_is_not_told_of_what_others_abort_meanwhile(ledger_folder: Path) -> None:
+    async def body(world: World) -> None:
+        tasks, sleeping = await kv_leaves(world, some_clients(2))
+        world.loop.release("unmap kv_cache")
+        await sleeping
+        world.loop.hold("map kv_cache")
+        waking = await begun(world, world.engine.wake_up())
+        pausing = await begun(world, world.engine.pause(mode="abort"))
+        world.loop.release("map kv_cache")
+        assert set((await pausing).aborted) == {"r0", "r1"}
+        assert (await waking).aborted == ()
+        await asyncio.gather(*tasks)
+        await world.engine.resume()
+
+    run(ledger_folder, body)

@@ -305,6 +305,7 @@ def test_the_engines_death_answers_every_call_on_an_update(
         assert engine.status().engine == "failed"
         assert all(isinstance(task.exception(), errors.EngineDead) for task in tasks if task.exception() is not None)
         assert sum(task.exception() is not None for task in tasks) == (2 if at == "queued" else 1)
+        assert engine._core.operations.next_deadline_s() is None, "the lease is over with the engine"
         await asyncio.sleep(10)
         assert engine.status().engine == "failed"
 

@@ -110,6 +110,8 @@ def test_a_batch_is_steady_where_everybody_computes_one_token_and_samples_the_ne
     assert (told(steady), steady.steady) == ([(0, 9, 1, True), (1, 0, 1, True)], True)
     assert not steady.counts.flags.writeable, "all steady steps share it"
     assert not plan_step(batch_of(decode(1), Row(2, 5)), 16, True).steady
+    at_its_limit = Row(2, 10, scheduled=8, limit=10)
+    assert not plan_step(batch_of(decode(1), at_its_limit), 16, True).steady, "it samples nothing"
     pairs = plan_step(batch_of(Row(1, 2), Row(2, 2)), 16, True)
     assert (told(pairs), pairs.steady) == ([(0, 0, 2, True), (1, 0, 2, True)], False)
 

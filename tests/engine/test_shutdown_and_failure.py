@@ -43,6 +43,15 @@ def test_shutdown_lets_what_runs_run_and_aborts_what_never_began(ledger_folder: 
     run(ledger_folder, body, max_num_seqs=2)
 
 
+def test_a_stopped_engine_waits_for_the_time_of_no_token(ledger_folder: Path) -> None:
+    async def body(world: World) -> None:
+        await world.engine.pause(ttl=50)
+        await world.engine.shutdown(timeout=0)
+        assert world.engine._core.operations.next_deadline_s() is None
+
+    run(ledger_folder, body)
+
+
 def test_the_deadline_aborts_what_is_left_with_its_tokens_so_far(ledger_folder: Path) -> None:
     async def body(world: World) -> None:
         client = Client("r", prompt_of(0, 5), 50)

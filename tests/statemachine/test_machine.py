@@ -179,6 +179,10 @@ def test_a_machine_keeps_no_models_and_makes_no_transitions_of_its_own(table: An
     assert not machine.has_queue
 
 
+def test_every_gate_shares_the_machines() -> None:
+    assert Gate().machines is Gate().machines is sealed_machines()
+
+
 def test_the_machines_that_are_kept_are_those_with_records() -> None:
     assert set(build()) == set(KEPT) == {kind.machine for kind in Record.__subclasses__()}
     assert {table.name for table in MACHINES} - set(KEPT) == set()
