@@ -96,3 +96,18 @@ def test_a_wake_up_is_not_told_of_what_others_abort_meanwhile(ledger_folder: Pat
         await world.engine.resume()
 
     run(ledger_folder, body)
+
+
+def test_each_of_two_sleeps_is_told_what_its_own_tags_freed(ledger_folder: Path) -> None:
+    async def body(world: World) -> None:
+        world.loop.hold("unmap weights")
+        weights = await begun(world, world.engine.sleep(tags=WEIGHTS))
+        kv = await begun(world, world.engine.sleep(tags=KV))
+        world.loop.release("unmap weights")
+        whole = (await weights).freed_bytes + (await kv).freed_bytes
+        await world.engine.wake_up()
+        assert weights.result().freed_bytes > 0 < kv.result().freed_bytes
+        assert (await world.engine.sleep(level=1)).freed_bytes == whole
+        await world.engine.wake_up()
+
+    run(ledger_folder, body)

@@ -72,6 +72,10 @@ def test_decode_tokens_go_first_by_age_then_prompts_by_age() -> None:
     assert told(plan_step(batch, 14, True)) == [(3, 9, 1, True), (1, 9, 1, True), (2, 0, 9, True), (0, 0, 3, False)]
 
 
+def test_a_prompt_of_two_tokens_goes_behind_the_decodes_too() -> None:
+    assert told(plan_step(batch_of(Row(1, 2), decode(2)), 16, True)) == [(1, 9, 1, True), (0, 0, 2, True)]
+
+
 def test_a_token_still_on_the_device_is_planned_behind_the_known_ones() -> None:
     assert told(plan_step(batch_of(Row(1, 10, scheduled=10, pending=1)), 16, True)) == [(0, 10, 1, True)]
 

@@ -303,6 +303,15 @@ def test_an_ended_request_is_kept_by_no_index() -> None:
     assert {state: len(index) for state, index in world.by_state.items() if index} == {}
 
 
+def test_the_watch_sees_a_move_of_a_step_before_it_is_made() -> None:
+    seen: list[tuple[Any, ...]] = []
+    gate, world = Gate(), open_world()
+    request, step = add_request(world, 1), world.new_step(5)
+    gate.watch = lambda record, event: seen.append((record, event, str(record.state)))
+    assert gate.fire(step, "plan", {"requests": (request,)}).effects == ()
+    assert seen == [(step, "plan", "empty")]
+
+
 def test_the_watch_sees_a_move_that_mints_effects_before_it_is_made_and_no_other() -> None:
     seen: list[tuple[Any, ...]] = []
     gate, world = Gate(), open_world()
