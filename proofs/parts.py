@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quiesce.proofs import explorer, lasso, moves, murphi, promela, properties, search
+from quiesce.proofs import explorer, lasso, moves, murphi, promela, properties, search, small_mutants
 from quiesce.proofs.aged import aged
 from quiesce.proofs.campaign import mutants
 from quiesce.proofs.evidence import By, Evidence, Judgement, Proof, Run, Semantics
@@ -229,6 +229,10 @@ def full() -> list[Part]:
         *_heard([(engine, Semantics.one_pass)]),
         Part("every rule taken away, on the model and on the real engine", rules),
         *(Part(f"mutants of the tables, share {share + 1} of 2", mutants, (share, 2, 400)) for share in range(2)),
+        *(
+            Part(f"mutants of the {name} world: our explorer and SPIN", small_mutants.mutants, (name,))
+            for name in small_mutants.SCOPES
+        ),
         _lively(engine),
         _lively(THREE_LIVELY),
         *(_lively(world) for world in (World.link(2), World.session(2), World.operation(2))),
