@@ -144,6 +144,16 @@ def test_cached_blocks_are_given_up_after_the_free_ones_and_the_end_of_a_prompt_
     assert balance(pool) == (0, 1, 4, 0)
 
 
+def test_in_use_is_what_is_held_fenced_or_cached() -> None:
+    pool = pool_of(6)
+    cached, fenced, held, free = (pool.allocate(1) for _ in range(4))
+    pool.prefix_cache.insert(cached[0], b"cached")
+    release(pool, cached, KEEP)
+    pool.fence(fenced)
+    release(pool, free, DROP)
+    assert pool.blocks_in_use() == sorted(cached + fenced + held)
+
+
 def test_dropping_what_is_cached_frees_the_idle_and_leaves_the_held() -> None:
     pool = pool_of(4)
     idle, held = pool.allocate(1), pool.allocate(1)

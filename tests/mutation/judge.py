@@ -141,7 +141,7 @@ def _child(mutant: Mutant | None, suite: Suite, folder: Path, sink: int) -> None
             if killer:
                 say("killed", killer)
     except BaseException as error:  # noqa: BLE001  the fuzzer's own walls
-        say("killed", f"fuzz {type(error).__name__}: {error}"[:200])
+        say("killed", f"fuzz crash: {type(error).__name__}: {error}"[:200])
     say("survived")
 
 

@@ -48,7 +48,7 @@ SUITES = {
         _engine("pipeline", "commit", "regressions", "pause"), ("life_of_a_request", "bad_input", "cohort", "cancellation")
     ),
     "engine/interpreter.py": _suite(
-        _engine("clear_cache", "commit", "sleep_and_wake"), (*ENGINE, "sampling_end_to_end", "measures")
+        _engine("interpreter", "clear_cache", "commit", "sleep_and_wake"), (*ENGINE, "sampling_end_to_end", "measures")
     ),
     "engine/operations.py": _suite(_engine("operations", "pause_withdrawn", "half_asleep", "failed_moves", "bad_input")),
 }
