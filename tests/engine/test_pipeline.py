@@ -43,7 +43,7 @@ def test_a_cleared_queue_counts_from_nothing_again() -> None:
     assert kept == [5, 5, 2, 2, 0]
 
 
-def yielding(accepts: bool = True, **others: dict[int, Any]) -> tuple[Pipeline, list[int]]:
+def yielding(accepts: bool = True, others: dict[str, Any] | None = None) -> tuple[Pipeline, list[int]]:
     """A pipeline with two running requests and others by state, and the keys of those that it asks to yield."""
     asked: list[int] = []
 
@@ -54,7 +54,7 @@ def yielding(accepts: bool = True, **others: dict[int, Any]) -> tuple[Pipeline, 
 
     nothing = SimpleNamespace(preempted=lambda: None, num_available=0, num_blocks=9)
     running = {key: SimpleNamespace(key=key, name=f"r{key}", state="running") for key in (1, 2)}
-    world = SimpleNamespace(by_state={"draining": {}, "retracting": {}, "running": running, **others})
+    world = SimpleNamespace(by_state={"draining": {}, "retracting": {}, "running": running, **(others or {})})
     core: Any = SimpleNamespace(
         world=world, lifecycle=SimpleNamespace(preempt=preempt), pool=nothing, batch=None, measures=nothing, settle=lambda: None
     )
@@ -68,7 +68,7 @@ def test_the_youngest_yields_where_blocks_are_short() -> None:
 
 @pytest.mark.parametrize("state", ["draining", "retracting"])
 def test_nobody_yields_while_blocks_are_on_their_way_home(state: str) -> None:
-    pipeline, asked = yielding(**{state: {3: None}})
+    pipeline, asked = yielding(others={state: {3: None}})
     assert (pipeline._make_room(), asked) == (False, [])
 
 

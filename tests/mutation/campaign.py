@@ -92,8 +92,8 @@ def score(judged: Iterable[Judged]) -> float:
 
 
 def killer_kind(killer: str) -> str:
-    """`test`, `hang`, `monitor`, or the fuzzer's oracle."""
-    if "monitor" in killer:
+    """Who noticed, in words."""
+    if "ConformanceError" in killer:
         return "the conformance monitor"
     kind = killer.split(":")[0]
     return {"test": "a test", "hang": "a hang"}.get(kind, kind.replace("fuzz ", "the fuzzer: "))
