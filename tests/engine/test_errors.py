@@ -11,8 +11,11 @@ import pytest
 
 import quiesce
 from quiesce.engine import errors
+from quiesce.engine.operations import error_for
+from quiesce.spec.language import Error, Refused
 from quiesce.statemachine.gate import IllegalTransition, RefusedTransition
 from quiesce.statemachine.monitor import ConformanceError
+from quiesce.statemachine.records import World
 
 EXCEPTIONS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
 CLASSES = {name: kind for name, kind in EXCEPTIONS.items() if issubclass(kind, errors.EngineError)}
@@ -94,3 +97,13 @@ def test_an_error_crosses_a_process_boundary_whole(name: str, copied: object) ->
     error = EXAMPLES[name]
     again = copied(error)  # type: ignore[operator]
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize("error", [error for error in Error if error is not Error.defect])
+def test_what_the_tables_refuse_reaches_the_caller_as_the_error_that_they_name(error: Error) -> None:
+    entry = Refused("hold", ("paused",), error, "resume first")
+    told = error_for(RefusedTransition(World().engine, "hold", entry, ("select", "resume")), "paused")
+    assert type(told) is CLASSES[error]
+    assert "resume first" in str(told) or error is Error.DuplicateRequest
+    if isinstance(told, errors.TransitionConflict):
+        assert (told.event, told.allowed) == ("hold", ("sleep", "resume"))

@@ -50,5 +50,5 @@ SUITES = {
     "engine/interpreter.py": _suite(
         _engine("interpreter", "clear_cache", "commit", "sleep_and_wake"), (*ENGINE, "sampling_end_to_end", "measures")
     ),
-    "engine/operations.py": _suite(_engine("operations", "pause_withdrawn", "half_asleep", "failed_moves", "bad_input")),
+    "engine/operations.py": _suite(_engine("operations", "pause_withdrawn", "half_asleep", "failed_moves", "errors")),
 }
