@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -87,6 +88,11 @@ def preload() -> None:
     gc.freeze()  # a child's collections leave alone what it shares with the parent
 
 
+def one_line(killer: str) -> str:
+    """The first line, without what is another in every process."""
+    return re.sub(r"( at 0x|@)[0-9a-f]+", "", killer.split("\n")[0])[:200]
+
+
 def judge(mutant: Mutant | None, suite: Suite) -> Verdict:
     """Judges one mutant in a child; None: the engine as it is, which should survive."""
     source, sink = os.pipe()
@@ -120,7 +126,7 @@ def _child(mutant: Mutant | None, suite: Suite, folder: Path, sink: int) -> None
     """Never returns."""
 
     def say(verdict: str, killer: str = "") -> None:
-        os.write(sink, json.dumps({"verdict": verdict, "killer": killer}).encode())
+        os.write(sink, json.dumps({"verdict": verdict, "killer": one_line(killer)}).encode())
         os._exit(0)
 
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -134,14 +140,14 @@ def _child(mutant: Mutant | None, suite: Suite, folder: Path, sink: int) -> None
             sys.meta_path.insert(0, Changed(mutant))
         importlib.import_module("quiesce.stateful.fuzz.hunt")
     except Exception as error:  # noqa: BLE001  whatever an import can raise
-        say("stillborn", f"{type(error).__name__}: {error}"[:200])
+        say("stillborn", f"{type(error).__name__}: {error}")
     try:
         for stage in suite.stages:
             killer = stage(folder)
             if killer:
                 say("killed", killer)
     except BaseException as error:  # noqa: BLE001  the fuzzer's own walls
-        say("killed", f"fuzz crash: {type(error).__name__}: {error}"[:200])
+        say("killed", f"fuzz crash: {type(error).__name__}: {error}")
     say("survived")
 
 
@@ -199,7 +205,7 @@ def fuzzed(seeds: range, folder: Path) -> str:
         schedule, strategy = hunting.drawn_schedule(seed)
         problem = running.run(checkpoint, schedule, strategy).problem
         if problem is not None:
-            return f"fuzz {problem.oracle}: seed {seed}: {problem.text}"[:200]
+            return f"fuzz {problem.oracle}: seed {seed}: {problem.text}"
     return ""
 
 
