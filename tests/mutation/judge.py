@@ -98,27 +98,30 @@ def judge(mutant: Mutant | None, suite: Suite) -> Verdict:
     source, sink = os.pipe()
     with tempfile.TemporaryDirectory(prefix="quiesce-mutant-") as folder:
         child = os.fork()
-        if child == 0:
-            os.setsid()
+        if child:
+            os.setpgid(child, child)
+        else:
             os.close(source)
             _child(mutant, suite, Path(folder), sink)
         os.close(sink)
-        answer = _answer(source, child)
-        os.close(source)
+        try:
+            answer = _answer(source)
+        finally:
+            os.killpg(child, signal.SIGKILL)  # it is done, or late, or we are interrupted; what it started goes, too
+            os.close(source)
         used = os.wait4(child, 0)[2]
     said = json.loads(answer) if answer else {"verdict": "killed", "killer": "hang: no answer"}
     return Verdict(**said, cpu_s=round(used.ru_utime + used.ru_stime, 1))
 
 
-def _answer(source: int, child: int) -> bytes:
-    """What the child says; nothing if it says nothing for too long, and then it is ended."""
+def _answer(source: int) -> bytes:
+    """What the child says; nothing if it says nothing for too long."""
     found = b""
     while select.select([source], [], [], WALL_LIMIT_S)[0]:
         some = os.read(source, 65536)
         if not some:
             return found
         found += some
-    os.killpg(child, signal.SIGKILL)
     return b""
 
 
