@@ -230,7 +230,7 @@ def full() -> list[Part]:
         Part("every rule taken away, on the model and on the real engine", rules),
         *(Part(f"mutants of the tables, share {share + 1} of 2", mutants, (share, 2, 400)) for share in range(2)),
         *(
-            Part(f"mutants of the {name} world: our explorer and SPIN", small_mutants.mutants, (name,))
+            Part(f"mutants of the {name} world: our explorer and SPIN", small_mutants.agreement, (name,))
             for name in small_mutants.SCOPES
         ),
         _lively(engine),

@@ -4,15 +4,14 @@ promises broken. In worlds this small that can be asked of every mutant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Final
 
 from quiesce.proofs import explorer, lasso, promela, properties
 from quiesce.proofs.campaign import OF_EVENTS
 from quiesce.proofs.difference import difference
-from quiesce.proofs.evidence import By, Evidence, Judgement, Mutant, Semantics
+from quiesce.proofs.evidence import By, Evidence, Judgement, Semantics
 from quiesce.proofs.expr import FALSE, neg
-from quiesce.proofs.model import Builder, Model
+from quiesce.proofs.model import Builder
 from quiesce.proofs.mutants import Mutation, mutations
 from quiesce.proofs.world import World
 from quiesce.spec import CATALOG
@@ -23,22 +22,24 @@ SEEN_FROM_HERE: Final = {"link": ("link", "stream"), "session": ("session",)}
 SCOPES: Final = {"link": (World.link(1), World.link(2)), "session": (World.session(1), World.session(2))}
 
 
-def mutants(name: str) -> Evidence:
-    """Every mutant of a small world's own tables. A disagreement of the judges is a property that does not hold."""
-    found = Evidence(spec_hash(), "")
+def agreement(name: str) -> Evidence:
+    """One judgement: whether SPIN and our explorer say the same of every mutant of a small world's own tables. It also says how many of
+    them break a promise and how many are alike; the rest moves otherwise and breaks nothing that is promised of these worlds."""
     world = SCOPES[name][0]
-    for mutation in mutations(SEEN_FROM_HERE[name]):
-        broken, story, agree = judged(mutation, world)
-        certificate = "" if broken else _alike(mutation, SCOPES[name])
-        found.mutants.append(Mutant(mutation.name, mutation.machine, mutation.kind, broken, story, world.size, certificate))
-        if not agree:
-            where = (world.name, world.size, Semantics.interleaved, By.spin)
-            found.judgements.append(Judgement(f"SPIN agrees on the mutant {mutation.name}", *where, holds=False))
-    return found
+    asked = list(mutations(SEEN_FROM_HERE[name]))
+    differ, num_broken, num_alike = [], 0, 0
+    for mutation in asked:
+        broken, agree = judged(mutation, world)
+        num_broken += bool(broken)
+        num_alike += not broken and is_alike(mutation, SCOPES[name])
+        differ += [] if agree else [mutation.name]
+    told = f"SPIN agrees on each of {len(asked)} mutants ({num_broken} break a promise, {num_alike} are alike)"
+    where = (world.name, world.size, Semantics.interleaved, By.spin)
+    return Evidence(spec_hash(), "", judgements=[Judgement(told, *where, not differ, tuple(differ))])
 
 
-def judged(mutation: Mutation, world: World) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """Promises that the mutant breaks, a shortest story, and whether SPIN says the same of its states, edges and promises."""
+def judged(mutation: Mutation, world: World) -> tuple[tuple[str, ...], bool]:
+    """Promises that the mutant breaks, and whether SPIN says the same of its states, edges and promises."""
     builder = Builder(world, mutation.tables)
     model = builder.build()
     agree = True
@@ -49,27 +50,17 @@ def judged(mutation: Mutation, world: World) -> tuple[tuple[str, ...], tuple[str
         counted = (theirs.num_states, theirs.num_edges) == (ours.num_states, ours.num_edges)
         agree = counted and theirs.violated - {promela.NO_WAY_ON} == set(ours.stories)
         if ours.stories:
-            return tuple(sorted(ours.stories)), min(ours.stories.values(), key=len), agree
-    return *_lively(builder, model), agree
-
-
-def _lively(builder: Builder, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+            return tuple(sorted(ours.stories)), agree
     (found,) = lasso.judge(model, list(properties.eventually(builder)), progress=False).lassos
-    stories: Mapping[str, tuple[str, ...]] = {name: one.story for name, one in found.items() if one}
-    return tuple(sorted(stories)), min(stories.values(), key=len, default=())
+    return tuple(sorted(name for name, one in found.items() if one)), agree
 
 
-def _alike(mutation: Mutation, worlds: tuple[World, ...]) -> str:
+def is_alike(mutation: Mutation, worlds: tuple[World, ...]) -> bool:
     """Whether the mutant has the tables' graph in all of these worlds, and marks nothing otherwise."""
-    if mutation.kind in OF_EVENTS:
-        return ""
-    sizes = list(_same_in(mutation, worlds))
-    return f"same graph at {' and '.join(sizes)}" if len(sizes) == len(worlds) else ""
+    return mutation.kind not in OF_EVENTS and all(_same_graph(mutation, world) for world in worlds)
 
 
-def _same_in(mutation: Mutation, worlds: tuple[World, ...]) -> Iterator[str]:
-    for world in worlds:
-        model = Builder(world, CATALOG.machines).build()
-        apart = difference(model, Builder(world, mutation.tables).build())
-        if apart == FALSE or not explorer.explore(model, {"alike": neg(apart)}, progress=False).stories:
-            yield world.size
+def _same_graph(mutation: Mutation, world: World) -> bool:
+    model = Builder(world, CATALOG.machines).build()
+    apart = difference(model, Builder(world, mutation.tables).build())
+    return apart == FALSE or not explorer.explore(model, {"alike": neg(apart)}, progress=False).stories

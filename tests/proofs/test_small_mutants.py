@@ -26,7 +26,13 @@ def test_there_are_many_and_no_two_are_called_the_same() -> None:
 )
 def test_both_judges_say_the_same_and_a_promise_is_broken_by_name(mutation: str, broken: str) -> None:
     require_tool("spin", "spin")
-    found, story, agree = small_mutants.judged(ALL[mutation], World.link(1))
+    found, agree = small_mutants.judged(ALL[mutation], World.link(1))
     assert agree
     assert broken in found
-    assert story
+
+
+def test_a_guard_that_is_implied_is_shown_to_be_alike() -> None:
+    (implied,) = [m for m in mutations(("session",)) if m.name == 'session.turn[1] when: drop "turn_stream_closed"']
+    (not_implied,) = [m for m in mutations(("session",)) if m.name == "session.close[6] leads to idle"]
+    assert small_mutants.is_alike(implied, (World.session(1),))
+    assert not small_mutants.is_alike(not_implied, (World.session(1),))
