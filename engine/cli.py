@@ -144,7 +144,12 @@ def _add_prove(commands: Commands) -> None:
         choices=("quick", "full"),
         help="quick: small worlds, a minute; full: every judge, most of an hour",
     )
-    command.add_argument("--out", type=Path, default=Path("build/proofs"), help="folder for what was found, and for the report")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for what was found, and for the report; default: proofs for full, else build/proofs",
+    )
     command.set_defaults(run=_prove)
 
 
@@ -153,7 +158,7 @@ def _prove(asked: argparse.Namespace) -> int:
     from quiesce.proofs.prove import run
 
     try:
-        return run(asked.profile, asked.out)
+        return run(asked.profile, asked.out or Path("proofs" if asked.profile == "full" else "build/proofs"))
     except ToolMissing as missing:
         print(f"quiesce prove: {missing}", file=sys.stderr)
         return 2
