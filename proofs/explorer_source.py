@@ -170,7 +170,8 @@ class Printer:
                 return self._joined((tree,), any_of=True)
             case Free(states, holding, capacity):
                 masks = self._masks(In(state, holding & self.layout.possible[state]) for state in states)
-                return "(" + "+".join(f"__builtin_popcountll(w[{word}]&{mask}ULL)" for word, mask in masks) + f"<{capacity})"
+                held = "+".join(f"__builtin_popcountll(w[{word}]&{mask}ULL)" for word, mask in masks)
+                return f"({held or '0'}<{capacity})"  # where nobody can hold a block nobody does
             case Neg(part):
                 return f"!{self._truth(part)}"
             case All(parts):
@@ -183,9 +184,11 @@ class Printer:
         tests = [part for part in parts if isinstance(part, In)]
         others = [self._truth(part) for part in parts if not isinstance(part, In)]
         if any_of:
-            return "(" + "||".join([*(f"(w[{word}]&{mask}ULL)" for word, mask in self._masks(tests)), *others]) + ")"
+            wanted = "||".join([*(f"(w[{word}]&{mask}ULL)" for word, mask in self._masks(tests)), *others])
+            return f"({wanted or '0'})"
         unwanted = [In(test.variable, self.layout.possible[test.variable] - test.values) for test in tests]
-        return "(" + "&&".join([*(f"!(w[{word}]&{mask}ULL)" for word, mask in self._masks(unwanted)), *others]) + ")"
+        absent = "&&".join([*(f"!(w[{word}]&{mask}ULL)" for word, mask in self._masks(unwanted)), *others])
+        return f"({absent or '1'})"
 
     def _masks(self, tests: Iterable[In]) -> list[tuple[int, int]]:
         found: dict[int, int] = {}
@@ -247,7 +250,7 @@ class Printer:
                     )
         for word in range(self.num_words):
             here = [(variable, first % WORD) for variable, first in self.layout.bits.items() if first // WORD == word]
-            lines.append(f"w[{word}]=" + "|".join(f"1ULL<<s[{variable}]<<{first}" for variable, first in here) + ";")
+            lines.append(f"w[{word}]=" + ("|".join(f"1ULL<<s[{variable}]<<{first}" for variable, first in here) or "0") + ";")
         return "\n  ".join(lines)
 
     @cached_property

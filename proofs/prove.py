@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from quiesce.proofs import composed, report
 from quiesce.proofs.evidence import Evidence
+from quiesce.proofs.explorer import ToolMissing
 from quiesce.proofs.parts import PROFILES, Part
 from quiesce.proofs.report_verdict import disagreements
 from quiesce.statemachine.trace import spec_hash
@@ -24,20 +25,23 @@ from quiesce.statemachine.trace import spec_hash
 JOBS = 2
 
 
-def gather(parts: Sequence[Part], jobs: int = JOBS) -> Iterator[tuple[Part, Evidence, float]]:
-    """Runs the parts, and hands over each as it ends, with how many seconds it took.
+def gather(parts: Sequence[Part], jobs: int = JOBS) -> Iterator[tuple[Part, Evidence | Exception, float]]:
+    """Runs the parts, and hands over each as it ends: what it found, or why it could not, and how many seconds it took.
 
     Raises:
-        Exception: what a part raised; parts that have not begun are not begun.
+        ToolMissing: a judge is not installed; parts that have not begun are not begun.
     """
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         running: dict[Future[tuple[Evidence, float]], Part] = {pool.submit(_timed, part): part for part in parts}
-        try:
-            for done in as_completed(running):
+        for done in as_completed(running):
+            error = done.exception()
+            if isinstance(error, ToolMissing):
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise error
+            if isinstance(error, Exception):
+                yield running[done], error, 0.0
+            else:
                 yield running[done], *done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _timed(part: Part) -> tuple[Evidence, float]:
@@ -74,24 +78,30 @@ def run(profile: str, out: Path) -> int:
     """Checks, tells, and writes `evidence.json`, `REPORT.md` and `report.html` to the folder.
 
     Returns:
-        The exit status: 1 if anything does not hold or two judges disagree.
+        The exit status: 1 if anything does not hold, two judges disagree, or a part failed.
 
     Raises:
         ToolMissing: a judge is not installed; names the package.
     """
     parts = PROFILES[profile]()
-    evidence = Evidence(spec_hash(), profile)
+    evidence, failed = Evidence(spec_hash(), profile), 0
     with tqdm(total=len(parts), unit="part", disable=not sys.stderr.isatty()) as bar:
         for part, found, seconds in gather(parts):
             bar.update()
+            if isinstance(found, Exception):
+                failed += 1
+                tqdm.write(f"{part.name}: FAILED, {type(found).__name__}: {found}", file=sys.stdout)
+                continue
             tqdm.write("\n".join(told(part, found, seconds)), file=sys.stdout)
             evidence.absorb(found)
-    evidence.put_in_order()
-    evidence.write(out / "evidence.json")
+            evidence.put_in_order()
+            evidence.write(out / "evidence.json")  # a run that is cut short has found what it has found
     paths = report.write(evidence, out, view=composed.view())
     differ = disagreements(evidence)
     for line in differ:
         print(f"DISAGREE  {line}")
     wrong = len(evidence.broken) + sum(proof.num_unmet for proof in evidence.proofs) + len(differ)
-    print(f"{len(evidence.judgements)} judgements, {wrong} that do not hold: {', '.join(map(str, paths))}")
-    return 1 if wrong else 0
+    print(
+        f"{len(evidence.judgements)} judgements, {wrong} that do not hold, {failed} parts that failed: {', '.join(map(str, paths))}"
+    )
+    return 1 if wrong or failed else 0
