@@ -81,8 +81,17 @@ def _verdicts(judgements: Iterable[Judgement], good: str, bad: str) -> Iterator[
 
 
 def _killed(name: str, found: list[Mutant]) -> str:
+    """How many mutants it noticed, how many of them nobody else did, and, where there is none of those, who was there as well."""
     killers = [{plain(one) for one in mutant.killed_by} for mutant in found]
-    return f"mutants killed: {sum(name in names for names in killers)}, alone: {sum(names == {name} for names in killers)}"
+    mine = [names for names in killers if name in names]
+    alone = sum(names == {name} for names in mine)
+    text = f"mutants killed: {len(mine)}, alone: {alone}"
+    if not mine:
+        return f"{text}; no mutant of this sample breaks it"
+    if alone:
+        return text
+    (partner, count), *_ = Counter(other for names in mine for other in sorted(names - {name})).most_common(1)
+    return f"{text}; never alone, because another sentence says part of the same: {code(partner)} noticed {count} of them"
 
 
 # ---- rules ------------------------------------------------------------------------------------------------------------------
