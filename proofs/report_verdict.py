@@ -186,7 +186,8 @@ def _exhausted(runs: list[Run]) -> Iterator[Block]:
     rows = []
     for (world, size, semantics, symmetric), group in _by_graph(runs):
         agreed = len({(run.num_states, run.num_edges) for run in group}) == 1
-        opinion = "one judge" if len(group) == 1 else f"{len(group)} judges agree" if agreed else "**they disagree**"
+        judges = len({run.by for run in group})  # one that was asked twice is one judge
+        opinion = "**they disagree**" if not agreed else "one judge" if judges == 1 else f"{judges} judges agree"
         for place, run in enumerate(group):
             rows.append((
                 *((world, f"{size}{', requests counted once' if symmetric else ''}", semantics) if not place else ("″", "″", "″")),
