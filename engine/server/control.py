@@ -158,7 +158,7 @@ ROUTES: Final = (
     Route(POST, "/v1/sleep", verbs.sleep, SLEEP, fast_deploy, "FastDeploy"),
     Route(POST, "/v1/wakeup", verbs.wake_up, WAKE, fast_deploy, "FastDeploy"),
     Route(POST, "/v1/update_weights", verbs.update_weights, verbs.UPDATE, fast_deploy, "FastDeploy"),
-    Route(POST, "/v1/abort_requests", verbs.abort, ABORT, verbs.aborted_with_counts, "FastDeploy"),
+    Route(POST, "/v1/abort_requests", verbs.abort, ABORT, verbs.aborted_by_name, "FastDeploy"),
 )  # fmt: skip
 
 ABSENT: Final = {

@@ -18,16 +18,21 @@ class Transfers:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._groups: dict[str, TransferGroup] = {}
+        self._joining: set[str] = set()
 
     async def join(self, name: str, address: str, port: int, rank: int, world_size: int) -> None:
-        """Joins a group; returns when all are there. Raises TransitionConflict: it is joined already."""
-        if name in self._groups:
+        """Joins a group; returns when all are there. Raises TransitionConflict: it is joined already, or is being joined."""
+        if name in self._groups or name in self._joining:
             raise TransitionConflict("joined", "init_weights_update_group", (), f"destroy_weights_update_group({name!r}) first")
         if not 0 < rank < world_size:
             raise InvalidRequest("rank_offset", f"must be 1 to {world_size - 1}: rank 0 sends, not {shown(rank)}")
         from quiesce.engine.device.transfer import TransferGroup  # torch.distributed: only who joins a group pays for it
 
-        self._groups[name] = await asyncio.to_thread(TransferGroup, name, address, port, rank, world_size, self._timeout_s)
+        self._joining.add(name)  # before the await: of two calls for one name the second is refused
+        try:
+            self._groups[name] = await asyncio.to_thread(TransferGroup, name, address, port, rank, world_size, self._timeout_s)
+        finally:
+            self._joining.discard(name)
 
     async def receive(self, name: str | None, names: Sequence[str], dtypes: Sequence[str], shapes: Any) -> Mapping[str, Any]:
         """What rank 0 sends. Raises TransitionConflict: no group is joined."""

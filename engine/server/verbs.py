@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -120,7 +121,7 @@ def aborted(result: AbortResult, asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def aborted_with_counts(result: AbortResult, asked: Mapping[str, Any]) -> dict[str, Any]:
+def aborted_by_name(result: AbortResult, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"status": "success", "result": {"aborted": list(result.aborted), "not_found": list(result.not_found)}}
 
 
@@ -228,11 +229,17 @@ async def _loaded(host: Host, tensors: Mapping[str, Any], finished: bool, new_ve
         await host.engine.begin_weight_update()
     try:
         result = await host.engine.load_weights(tensors)
+        return await host.engine.finish_weight_update(version=new_version) if finished else result
     except EngineError:
         if opened_here:
-            await host.engine.abort_weight_update()
+            await _undo(host)
         raise
-    return await host.engine.finish_weight_update(version=new_version) if finished else result
+
+
+async def _undo(host: Host) -> None:
+    """Ends an update that the call itself opened; what it failed of is what its caller is told."""
+    with contextlib.suppress(EngineError):
+        await host.engine.abort_weight_update()
 
 
 def _tensors(sent: Any, load_format: str | None, shm_name: str | None) -> Mapping[str, Any]:
@@ -269,7 +276,11 @@ async def rename_version(host: Host, new_version: int | str | None, abort_all_re
     if new_version is None:
         raise InvalidRequest("new_version", "is missing")
     await host.engine.begin_weight_update(mode="abort" if abort_all_requests else "keep")
-    return await host.engine.finish_weight_update(version=new_version)
+    try:
+        return await host.engine.finish_weight_update(version=new_version)
+    except EngineError:  # without whole weights there is nothing to rename
+        await _undo(host)
+        raise
 
 
 async def weight_checker(host: Host, action: str, baseline: Mapping[str, Any] | None = None) -> dict[str, Any]:

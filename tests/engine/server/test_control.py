@@ -269,6 +269,27 @@ def test_a_version_can_be_renamed_and_a_baseline_compared(server: Served) -> Non
     assert server.post("/weight_checker", {"action": "compare", "baseline": {"rank0": "else"}}).json()["match"] is False
 
 
+def test_a_rename_without_whole_weights_is_refused_and_leaves_no_update_open(server: Served) -> None:
+    assert server.post("/sleep?level=2").status_code == 200
+    assert server.post("/wake_up").status_code == 200
+    assert server.lifecycle()["weights"][1] == "undefined"
+    assert server.post("/update_weight_version", {"new_version": "ten"}).status_code == 409
+    assert server.lifecycle()["weights"][1] == "undefined", "no update is open"
+    heal(server)
+
+
+def test_part_of_the_weights_over_none_is_refused_and_leaves_no_update_open(
+    server: Served, other: dict[str, torch.Tensor]
+) -> None:
+    assert server.post("/sleep?level=2").status_code == 200
+    assert server.post("/wake_up").status_code == 200
+    image = base64.b64encode(save({NORM: other[NORM]})).decode()
+    body = {"serialized_named_tensors": [image], "load_format": "safetensors"}
+    assert server.post("/update_weights_from_tensor", body).status_code == 409
+    assert server.lifecycle()["weights"][1] == "undefined", "no update is open"
+    heal(server)
+
+
 def test_what_is_not_here_answers_501_with_the_reason(server: Served) -> None:
     for path, reason in ABSENT.items():
         answer = server.post(path)
