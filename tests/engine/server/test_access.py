@@ -63,8 +63,7 @@ def test_admin_without_a_token_is_accepted_on_loopback_only(capsys: pytest.Captu
 
 def test_an_admin_port_has_the_control_routes_and_the_other_has_not() -> None:
     with Served("--admin-port", "0") as served:
-        assert served.process.stdout is not None
-        admin = served.process.stdout.readline().strip()
+        admin = served.next_line()
         assert urlsplit(admin).port != urlsplit(served.url).port
         assert served.post("/pause").status_code == 404
         assert httpx.post(f"{admin}/pause", timeout=60).status_code == 200
