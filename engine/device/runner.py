@@ -14,7 +14,7 @@ from torch import Tensor
 from quiesce.engine.checkpoint import ModelInfo, compute_dtype
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.batch import EXACT_ROWS, Shape, exact_batches, whole_batch
-from quiesce.engine.device.memory import Arena
+from quiesce.engine.device.memory import Arena, Residence
 from quiesce.engine.device.model import Model
 from quiesce.engine.device.sampler import (
     NOT_FINITE,
@@ -27,6 +27,7 @@ from quiesce.engine.device.sampler import (
 )
 from quiesce.engine.device.weights import Weights, fill_dummy, load_weights
 from quiesce.engine.messages import FROM_DEVICE, StepInput, TokenLogprobs
+from quiesce.spec.vocabulary import Tag
 
 NO_TOKEN = "the step before gave this row no token"
 
@@ -84,6 +85,10 @@ class Runner:
         """The weights as checkpoints have them, good until the next step. See `packing`."""
         self.model.weights.unpack()
         return self._weights
+
+    def residences(self) -> Mapping[Tag, Residence]:
+        """The memory under each tag."""
+        return {Tag.weights: Residence(self._weights.arena), Tag.kv_cache: Residence(self.kv_arena)}
 
     def run(self, step: StepInput) -> Landed:
         """Computes one step."""
