@@ -7,6 +7,7 @@ logged transition is a declared one and continues where its record was. At the e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from quiesce.spec import MACHINES, PROPERTIES
 from quiesce.spec.language import Judge, Modality
@@ -21,6 +22,7 @@ class ConformanceError(Exception):
     """The engine did what the declaration does not allow. The engine fails, and says so."""
 
 
+@cache
 def _declared() -> dict[str, set[tuple[str, str, str]]]:
     legal: dict[str, set[tuple[str, str, str]]] = {}
     for machine in MACHINES:
@@ -30,6 +32,7 @@ def _declared() -> dict[str, set[tuple[str, str, str]]]:
     return legal
 
 
+@cache
 def _always() -> list[tuple[str, Predicate]]:
     found = []
     for prop in PROPERTIES:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Hashable
 
 from quiesce.stateful.reports import AnyTask
 
+OF_TASKS = frozenset(dir(asyncio.Task))
+"""Names of a task's methods."""
+
 
 class Timer(asyncio.TimerHandle):
     """Orders coinciding timers by when they were set; stock handles leave that to the accident of the heap."""
@@ -38,8 +41,7 @@ def task_of(handle: asyncio.Handle) -> AnyTask | None:
     owner = getattr(callback, "__self__", None)
     if not isinstance(owner, asyncio.Task):
         return None
-    name = getattr(callback, "__name__", None)
-    return owner if name is None or not hasattr(asyncio.Task, name) else None
+    return None if getattr(callback, "__name__", None) in OF_TASKS else owner
 
 
 def describe_option(option: Hashable) -> str:

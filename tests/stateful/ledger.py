@@ -46,6 +46,11 @@ class Ledger:
     def watch(self, future: asyncio.Future[Any]) -> None:
         self._futures.append(weakref.ref(future))
 
+    @property
+    def unentered(self) -> bool:
+        """Whether the last step has left anything to enter."""
+        return self.stepping is not None or bool(self._created)
+
     def end_step(self) -> None:
         """Enters what the last step did: tasks it created, its suspension unless it finished. Called before any other runs."""
         while self._created:

@@ -54,6 +54,8 @@ class Outside:
 
     def open(self) -> list[Offer]:
         """Those that may happen now: the head of each channel unless it is held. It stalls what is behind it."""
+        if len(self._offers) == 1 and not self._held:
+            return list(self._offers)
         heads: list[Offer] = []
         channels: set[Hashable] = set()
         for offer in self._offers:

@@ -65,18 +65,21 @@ class SteeredLoop(asyncio.BaseEventLoop):
 
     def _select(self, timeout: float | None) -> list[NoReturn]:
         """Between two rounds of ready handles: makes due timers ready, and when there is nothing to run, moves the world."""
-        self._ledger.end_step()
+        if self._ledger.unentered:
+            self._ledger.end_step()
         self._round += 1
-        self._wake_due_timers()
-        timer = self._next_timer()
+        timer = None
+        if self._scheduled:
+            self._wake_due_timers()
+            timer = self._next_timer()
         if timer is None:
             self._time_moved = self._round  # there is nothing that time could keep waiting
         if self._stopping:
             return []
-        outside = self._outside.open()
-        overdue = min(outside, key=lambda offer: offer.since, default=None)
-        if overdue is not None and self._round - overdue.since > OFFER_PATIENCE:
-            self._happen(overdue)
+        outside = self._outside.open() if self._outside else []
+        longest = min([offer.since for offer in outside]) if outside else self._round
+        if self._round - longest > OFFER_PATIENCE:
+            self._happen(next(offer for offer in outside if offer.since == longest))
         elif timer is not None and self._round - self._time_moved > TIME_PATIENCE:
             self._pass_time_until(timer)
         elif not self._ready:
@@ -100,7 +103,9 @@ class SteeredLoop(asyncio.BaseEventLoop):
 
     def _next_turn(self) -> asyncio.Handle:
         """The handle that runs next, taken out of the ready queue. What the last step left behind is dealt with first."""
-        self._ledger.end_step()
+        ledger = self._ledger
+        if ledger.unentered:
+            ledger.end_step()
         self._turns_left -= 1
         if self._turns_left < 0:
             raise Livelock(
@@ -108,8 +113,8 @@ class SteeredLoop(asyncio.BaseEventLoop):
             )
         ready = self._ready
         head = ready[0]
-        settled = self._decided or head.cancelled() or self._head_waited >= READY_PATIENCE
-        if not settled and (self._adversarial or self._outside):
+        is_open = not self._decided and (self._outside or (self._adversarial and len(ready) > 1))
+        if is_open and not head.cancelled() and self._head_waited < READY_PATIENCE:
             options: list[asyncio.Handle | Offer] = [*self._movable(), *self._outside.open()]
             chosen = options[self._choose("turn", options)]
             if isinstance(chosen, Offer):
@@ -120,7 +125,7 @@ class SteeredLoop(asyncio.BaseEventLoop):
         self._decided = False
         self._head_waited = self._head_waited + 1 if ready[0] is not head else 0
         handle = deque.popleft(ready)
-        self._ledger.stepping = None if handle.cancelled() else task_of(handle)
+        ledger.stepping = None if handle.cancelled() else task_of(handle)
         return handle
 
     def _movable(self) -> list[asyncio.Handle]:

@@ -78,12 +78,12 @@ class Coverage:
         for record, event, source, _, row, *_ in log:
             machine = record.machine
             self.num_transitions += 1
-            self.cells[machine, str(source), str(event)] += 1
-            self.edges[machine, row, str(source)] += 1
+            self.cells[machine, source, event] += 1
+            self.edges[machine, row, source] += 1
             before = last.get(id(record))
             if before is not None:
-                self.pairs[machine, before, str(event)] += 1
-            last[id(record)] = str(event)
+                self.pairs[machine, before, event] += 1
+            last[id(record)] = event
 
     def watch(self, engine: AsyncEngine) -> None:
         """Counts what this engine does from now on."""

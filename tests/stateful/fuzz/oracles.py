@@ -91,6 +91,7 @@ class Oracles:
 
     def _watch(self, gate: Gate) -> None:
         fire = gate.fire
+        cells = None if self.coverage is None else self.coverage.cells
 
         def fired(record: Record, event: str, data: Any = NO_DATA) -> Any:
             state = record.state
@@ -99,13 +100,13 @@ class Oracles:
             except RefusedTransition as refusal:
                 self._judge(record, event, data, refusal, str(state))
                 raise
-            if outcome.moved and event == "abort":
+            if not outcome.moved:
+                if cells is not None:
+                    cells[record.machine, state, event] += 1
+            elif event == "abort":
                 request_id = record.name.partition("/")[0]
-                self.expect(
-                    "history", self.is_wanted(request_id), f"{record.machine} {request_id} is aborted, which nobody wanted"
-                )
-            if self.coverage is not None and not outcome.moved:
-                self.coverage.asked(record.machine, str(state), str(event))
+                if not self.is_wanted(request_id):
+                    self.found("history", f"{record.machine} {request_id} is aborted, which nobody wanted")
             return outcome
 
         gate.fire = fired  # type: ignore[method-assign]
