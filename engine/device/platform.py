@@ -1,0 +1,48 @@
+"""What the CUDA device stands on: streams, events, graphs, operators and the driver, so that all else runs without a GPU, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+
+from quiesce.engine.device.cuda_memory import Driver
+from quiesce.kernels.gpu.operators import Operators
+
+
+class Event(Protocol):
+    """A point in the device's work."""
+
+    def record(self) -> None:
+        """Stands now behind all work given to the device so far."""
+
+    def synchronize(self) -> None:
+        """Waits until the device has come to it; raises what went wrong on the way."""
+
+
+class Platform(Protocol):
+    """One device. Work of one thread, inside `entered`, runs in the order it is given; events may be waited for anywhere."""
+
+    device: torch.device
+    uuid: str
+    """The same in every process."""
+    operators: Operators
+    driver: Driver
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Surrounds all work of the thread that works with the device."""
+
+    def event(self) -> Event:
+        """A new one, not recorded."""
+
+    def synchronize(self) -> None:
+        """Waits until the device is idle."""
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Does the work once, then records it: calling the result does it again, over the same tensors.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
