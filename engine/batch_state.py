@@ -8,6 +8,8 @@ Of a row's positions, with `num_tokens` known to the host, `num_pending` sampled
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +44,7 @@ class BatchState:
         self.num_tokens, self.num_pending, self.num_scheduled, self.limit, self.num_prompt_tokens = self.counters
         self.version = 0
         """Changes whenever a row gets or loses its request, or the request stops running or is answered."""
+        self._owed: list[Callable[[], None]] = []
         self.num_alone = 0
         self.token_ids: NDArray[np.int32] = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.block_tables: NDArray[np.int32] = np.full((max_num_seqs, blocks), NO_BLOCK, np.int32)
@@ -83,6 +86,20 @@ class BatchState:
             self._sampling = (rows, found)
         return self._sampling[1]
 
+    def owe(self, write: Callable[[], None]) -> None:
+        """Puts off what landed but ends nobody until the next step is on its way. It is paid before the version changes."""
+        self._owed.append(write)
+
+    def pay(self) -> None:
+        """Writes what is owed, in order."""
+        owed, self._owed = self._owed, []
+        for write in owed:
+            write()
+
+    def _change(self) -> None:
+        self.pay()
+        self.version += 1
+
     def occupy(self, request: Request, num_computed: int, noise_key: int, stop_ids: tuple[int, ...], limit: int) -> None:
         """Gives the request a row. Its tokens move there; `request.token_ids` is not the truth any more.
 
@@ -92,7 +109,7 @@ class BatchState:
         """
         row = self._free.pop()
         request.row = row
-        self.version += 1
+        self._change()
         self.num_alone += request.params.penalizes
         self._rows_by_age = self._sampling = None
         self.requests[row] = request
@@ -136,20 +153,20 @@ class BatchState:
     def stop_running(self, request: Request) -> None:
         """No new step names this row; steps in flight still may."""
         if request.row != NO_ROW:
+            self._change()
             self.running[request.row] = False
-            self.version += 1
             self._rows_by_age = None
 
     def answered(self, request: Request) -> None:
         """Its terminal is out: tokens that still land for it are dropped."""
         if request.row != NO_ROW:
+            self._change()
             self.live[request.row] = False
-            self.version += 1
 
     def release(self, request: Request) -> None:
         """Frees the row. The request takes its tokens along."""
         row = request.row
-        self.version += 1
+        self._change()
         self.num_alone -= request.params.penalizes
         self._rows_by_age = self._sampling = None
         request.token_ids = self.tokens(row)

@@ -15,6 +15,7 @@ from quiesce.engine.messages import FROM_DEVICE
 from quiesce.engine.request import Request
 
 ONE = np.int32(1)
+NOBODY = np.empty(0, np.int64)
 FEW = 64
 """Up to so many rows a Python set finds a stop id sooner than numpy does."""
 
@@ -23,7 +24,7 @@ class Cohort:
     """Rows that all decode, gathered under one version of the batch. `starts` are those of its first step; step k is k further on."""
 
     __slots__ = (
-        "_edges", "_endings", "_starts", "children", "ends", "horizon", "is_alone", "keys", "landed_s", "num_flying", "num_launched", "ones",
+        "_edges", "_endings", "_provided", "_starts", "children", "ends", "horizon", "is_alone", "keys", "landed_s", "num_flying", "num_launched", "ones",
         "places", "requests", "rows", "stop_ids", "streams", "tables", "tokens", "trues", "version",
     )  # fmt: skip
 
@@ -39,11 +40,14 @@ class Cohort:
         stops = batch.stop_ids[rows]
         self.stop_ids = stops[:, (stops != NO_TOKEN).any(axis=0)]
         endings = {frozenset(one) for one in self.stop_ids.tolist()}
-        self._endings = endings.pop() | {NO_TOKEN} if len(endings) == 1 and len(rows) <= FEW else None
+        self._endings = endings.pop() | {NO_TOKEN} if len(endings) == 1 else None
+        """The ids that end a row, where they are the same for all."""
         self.horizon = int((batch.limit[rows] - 1 - starts).min())
         """Steps until the first row reaches its limit."""
         phase = -starts % batch.block_size
         self._edges = [np.flatnonzero(phase == step) for step in range(batch.block_size)]
+        self._provided = -1
+        """The last step for which every row was found to have its block."""
         self.tables = batch.block_tables[rows, : int(batch.num_blocks[rows].max())]
         self.ends = starts
         """Where the next step starts."""
@@ -69,13 +73,18 @@ class Cohort:
 
     def lacking(self, batch: BatchState, turn: int) -> NDArray[np.int64]:
         """Places in `rows` that need a block for this step."""
+        if turn == self._provided:
+            return NOBODY
         found = self.crossing(turn, batch.block_size)
         if len(found):
             found = found[batch.num_blocks[self.rows[found]] * batch.block_size <= self._starts[found] + turn]
+        if not len(found):
+            self._provided = turn
         return found
 
-    def give(self, batch: BatchState, places: NDArray[np.int64], blocks: list[int]) -> None:
-        """One new block to each of these rows. The tables that a step in flight was given are not touched."""
+    def give(self, batch: BatchState, places: NDArray[np.int64], blocks: list[int], turn: int) -> None:
+        """One new block to each of these rows, all that lacked one for this step. The tables that a step in flight was given are not touched."""
+        self._provided = turn
         rows = self.rows[places]
         columns = batch.num_blocks[rows]
         batch.block_tables[rows, columns] = blocks
@@ -100,8 +109,9 @@ class Cohort:
         batch.num_scheduled[self.places] = ends
         self._count_pending(batch, 1)
 
-    def give_up(self) -> None:
+    def give_up(self, batch: BatchState) -> None:
         """From now on steps are general ones, whose tokens in flight the cohort does not count: its own must land as such, too."""
+        batch.pay()
         self.version = -1
 
     def landed(self, batch: BatchState) -> None:
@@ -117,6 +127,8 @@ class Cohort:
 
     def ends_any(self, token_ids: NDArray[np.int64]) -> bool:
         """Whether a token is a stop id, or none at all."""
-        if self._endings is not None:
+        if self._endings is None:
+            return bool(token_ids.min() < 0 or (token_ids[:, None] == self.stop_ids).any())
+        if len(token_ids) <= FEW:
             return not self._endings.isdisjoint(token_ids.tolist())
-        return bool(token_ids.min() < 0 or (token_ids[:, None] == self.stop_ids).any())
+        return any(np.count_nonzero(token_ids == ending) for ending in self._endings)

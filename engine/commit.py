@@ -41,12 +41,13 @@ def commit_step(
     """Writes sampled tokens of requests that are not answered yet, and finds those that ended.
 
     A row counts only if it still belongs to the request the step was launched for (`keys`) and that request's terminal is not out:
-    the token of an answered request is dropped. `unchanged` says that neither can have changed since the launch.
+    the token of an answered request is dropped. `unchanged` says that neither can have changed since the launch. The tokens of a cohort
+    whose every row got one and ends nowhere are owed (`BatchState.owe`): nobody needs them before the next launch.
     """
     if plan.cohort is not None:
         if unchanged and _commit_cohort(batch, plan, plan.cohort, output):
             return Committed(plan.rows, output.token_ids, {}, (), (), True)
-        plan.cohort.give_up()
+        plan.cohort.give_up(batch)
     rows, token_ids = plan.rows, output.token_ids
     complete = plan.steady and unchanged and bool((token_ids >= 0).all())
     if complete:
@@ -81,13 +82,17 @@ def _first(batch: BatchState, rows: NDArray[np.int32]) -> tuple[Request, ...]:
 
 
 def _commit_cohort(batch: BatchState, plan: StepPlan, cohort: Cohort, output: StepOutput) -> bool:
-    """Gives every row its token; False, and nothing is changed, where one may end or has none."""
+    """Owes every row its token; False, and nothing is changed, where one may end or has none."""
     if cohort.version != batch.version or plan.turn + 1 >= cohort.horizon or output.faults or cohort.ends_any(output.token_ids):
         return False
-    places = plan.starts + ONE
-    batch.token_ids[cohort.places, places] = output.token_ids
-    batch.num_tokens[cohort.places] = places + ONE
-    cohort.landed(batch)
+
+    def write() -> None:
+        places = plan.starts + ONE
+        batch.token_ids[cohort.places, places] = output.token_ids
+        batch.num_tokens[cohort.places] = places + ONE
+        cohort.landed(batch)
+
+    batch.owe(write)
     return True
 
 

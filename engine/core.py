@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -178,14 +179,16 @@ class Core:
         self.lifecycle.land(step)
         unchanged = planned.version == self.batch.version
         committed = commit_step(self.batch, planned.plan, planned.keys, output, now_s, unchanged)
-        self.measures.landed(self.batch, planned.plan, committed, now_s)
         rows, version, cohort = committed.rows, self.world.weights.version, planned.plan.cohort
+        count = partial(self.measures.landed, self.batch, planned.plan, committed, now_s)
         if cohort is not None and rows is cohort.rows:
+            self.batch.owe(count)
             self.answer(Tokens(cohort.streams, cohort.children, committed.token_ids, version, committed.logprobs))
-        elif len(rows):
-            self.answer(
-                Tokens(self.batch.stream[rows], self.batch.child[rows], committed.token_ids, version, committed.logprobs)
-            )
+        else:
+            count()
+            if len(rows):
+                streams, children = self.batch.stream[rows], self.batch.child[rows]
+                self.answer(Tokens(streams, children, committed.token_ids, version, committed.logprobs))
         for index, position, logprobs in output.prompt_logprobs:
             row = planned.plan.rows[index]
             if self.batch.live[row] and self.batch.key[row] == planned.keys[index] and self.batch.child[row] == 0:
@@ -203,6 +206,7 @@ class Core:
 
     def _account_for_landed(self) -> None:
         """Makes the blocks that landed steps filled findable, and traces the steps. After the next launch, where nobody waits for it."""
+        self.batch.pay()
         for planned, output in self._landed:
             plan = planned.plan
             cache_full_blocks(self.batch, self.pool.prefix_cache, plan, planned.keys, self.world.weights.version)

@@ -138,13 +138,15 @@ class Interpreter:
         cohort = plan.cohort
         if cohort is None:
             step = self._step_input(effect.subject, plan)
-            self.batch.num_scheduled[plan.rows] += plan.counts
-            self.batch.num_pending[plan.rows] += plan.samples
         else:
             chained = self.core.pipeline.follows_its_own(effect.subject, cohort)
             step = self._cohort_input(effect.subject, plan, cohort, chained)
-            cohort.launched(self.batch, plan.starts + ONE, chained)
         self.device.launch(effect, step)
+        if cohort is None:
+            self.batch.num_scheduled[plan.rows] += plan.counts
+            self.batch.num_pending[plan.rows] += plan.samples
+        else:
+            cohort.launched(self.batch, plan.starts + ONE, chained)
 
     def do_retire_step(self, effect: RetireStep) -> None:
         self.core.pipeline.forget_plan(effect.subject)
@@ -228,6 +230,7 @@ def _tag(effect: Effect) -> Tag:
 
 def _input_ids(batch: BatchState, plan: StepPlan) -> NDArray[np.int64]:
     """[T] token ids of the step; `FROM_DEVICE` for a token that is still on its way."""
+    batch.pay()
     rows, starts, counts = plan.rows, plan.starts, plan.counts
     ends = np.cumsum(counts)
     if len(rows) == ends[-1]:  # every chunk is one token

@@ -136,7 +136,7 @@ class Pipeline:
         if cohort is not None and cohort.version == batch.version and cohort.num_launched < cohort.horizon:
             return StepPlan(cohort.rows, cohort.ends, cohort.ones, cohort.trues, True, cohort, cohort.num_launched)
         if cohort is not None:
-            cohort.give_up()
+            cohort.give_up(batch)
             self._cohort = None
         plan = plan_step(batch, config.max_num_batched_tokens, config.enable_chunked_prefill)
         if (
@@ -161,7 +161,7 @@ class Pipeline:
         if len(places) > self.pool.num_available:
             return False
         if len(places):
-            cohort.give(self.batch, places, self.pool.allocate(len(places)))
+            cohort.give(self.batch, places, self.pool.allocate(len(places)), turn)
         return True
 
     def _reserve_blocks(self, plan: StepPlan) -> list[int]:
@@ -169,7 +169,7 @@ class Pipeline:
         if plan.cohort is not None:
             if self._reserve_for(plan.cohort, plan.turn):
                 return []
-            plan.cohort.give_up()
+            plan.cohort.give_up(self.batch)
             self._cohort = plan.cohort = None
         wanted = blocks_wanted(self.batch, plan)
         lacking: list[int] = []

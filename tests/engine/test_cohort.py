@@ -319,7 +319,7 @@ def test_a_batch_as_wide_as_the_set_is_worth_and_one_wider(ledger_folder: Path, 
     ends_any = Cohort.ends_any
 
     def noted(self: Cohort, token_ids: Any) -> bool:
-        kinds.add(self._endings is None)
+        kinds.add(len(token_ids) <= 3)
         return ends_any(self, token_ids)
 
     monkeypatch.setattr(Cohort, "ends_any", noted)
@@ -330,3 +330,26 @@ def test_a_batch_as_wide_as_the_set_is_worth_and_one_wider(ledger_folder: Path, 
 
     both_ways(ledger_folder, story, num_kv_blocks=ROOM)
     assert kinds == {True, False}
+
+
+def test_what_a_landed_step_brought_is_written_before_anybody_comes_goes_or_is_answered(ledger_folder: Path) -> None:
+    owed: list[str] = []
+
+    async def story(teller: Teller) -> None:
+        batch = teller.core.batch
+        change = batch._change
+
+        def noted() -> None:
+            owed.append("owed" if batch._owed else "paid")
+            change()
+            assert not batch._owed
+
+        batch._change = noted  # type: ignore[method-assign]
+        tasks = [teller.begin(f"r{number}", prompt_of(number, 3), 40) for number in range(4)]
+        await teller.until_step(12)
+        aborted = asyncio.create_task(teller.engine.abort("r1"))
+        teller.go_on(12)
+        await asyncio.gather(aborted, *tasks)
+
+    both_ways(ledger_folder, story, num_kv_blocks=ROOM)
+    assert "owed" in owed

@@ -123,7 +123,7 @@ class Steering:
         batch, pipeline = self.core.batch, self.core.pipeline
         left_out = [row for row in plan.rows.tolist() if int(batch.key[row]) not in choice.plan]
         if left_out and plan.cohort is not None:
-            plan.cohort.give_up()
+            plan.cohort.give_up(batch)
             pipeline._cohort = None
             plan = plan_step(batch, self.core.config.max_num_batched_tokens, self.core.config.enable_chunked_prefill)
         return plan.without(np.array(left_out, np.int32)) if left_out else plan
