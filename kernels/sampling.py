@@ -1,4 +1,5 @@
-"""Sampling a token from logits: filters, then one uniform number a token looked up in the cumulated probabilities.
+"""Sampling a token from logits: filters, then one uniform number a token looked up in the cumulated probabilities, which stand in the
+vocabulary's order.
 
 The number is a function of (key, position) alone, so a token depends on its own request alone, and a step that was dropped can be
 repeated. Order: temperature, min-p, top-k, top-p, as vLLM has it. A token equal to the last one that a filter keeps is kept.
@@ -125,7 +126,11 @@ class Sampler:
         for row in drawn:
             ids, weights = self.kept(logits[row], temperature[row], top_k[row], top_p[row], min_p[row])
             share = uniform(keys[row], positions[row])
-            tokens[row] = self._from_all(weights, share) if ids is None else ids[look_up(weights.numpy(), share)[0]]
+            if ids is None:
+                tokens[row] = self._from_all(weights, share)
+            else:  # the line is in the vocabulary's order, however its tokens were found
+                order = ids.argsort()
+                tokens[row] = ids[order[look_up(weights.numpy()[order], share)[0]]]
         return tokens
 
     def kept(

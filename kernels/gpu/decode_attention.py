@@ -21,6 +21,8 @@ SPLIT = 256
 """Tokens to a program."""
 TILE = 64
 """Tokens to a turn of its loop."""
+STAGES = 5
+"""Keys and values wait for the block table: with two loads in a chain, Triton keeps a tile in flight from 5 stages on."""
 COMBINED = 8
 """Splits to a turn of the combining loop."""
 LOG2_E = math.log2(math.e)
@@ -122,7 +124,7 @@ def split_configuration(heads: int, kv_heads: int, dim: int, block_size: int) ->
         "TILE": TILE,
         "SPLIT": SPLIT,
         "num_warps": 4,
-        "num_stages": 3,
+        "num_stages": STAGES,
     }
 
 

@@ -22,6 +22,9 @@ from quiesce.kernels.gpu.language import ceil_div, jit, power_of_two, require_co
 ROWS = 128
 """Rows of a program's matrix: queries times padded group. Two warp groups of 64, as Hopper's matrix instruction has them."""
 TILE = 64
+"""Tokens to a turn of its loop."""
+STAGES = 5
+"""Keys and values wait for the block table: with two loads in a chain, Triton keeps a tile in flight from 5 stages on."""
 LOG2_E = math.log2(math.e)
 
 
@@ -117,7 +120,7 @@ def configuration(heads: int, kv_heads: int, dim: int, block_size: int) -> dict[
         "BLOCK_Q": max(1, ROWS // block),
         "TILE": TILE,
         "num_warps": 8,
-        "num_stages": 3,
+        "num_stages": STAGES,
     }
 
 

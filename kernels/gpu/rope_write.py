@@ -49,13 +49,13 @@ def rope_write_kernel(
     slot = tl.load(slots + token)
     if slot >= 0:
         key = row + (KV_HEADS * GROUP + head) * DIM + half
-        a, b = _rotated(tl.load(key).to(tl.float32), tl.load(key + HALF).to(tl.float32), k_norm, c, s, eps, NORM, DIM)
-        place = ((slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + half
-        tl.store(k_cache + place, a.to(k_cache.dtype.element_ty))
-        tl.store(k_cache + place + HALF, b.to(k_cache.dtype.element_ty))
+        k_a, k_b = _rotated(tl.load(key).to(tl.float32), tl.load(key + HALF).to(tl.float32), k_norm, c, s, eps, NORM, DIM)
+        kept = ((slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + half
+        tl.store(k_cache + kept, k_a.to(k_cache.dtype.element_ty))
+        tl.store(k_cache + kept + HALF, k_b.to(k_cache.dtype.element_ty))
         value = key + KV_HEADS * DIM
-        tl.store(v_cache + place, tl.load(value).to(v_cache.dtype.element_ty))
-        tl.store(v_cache + place + HALF, tl.load(value + HALF).to(v_cache.dtype.element_ty))
+        tl.store(v_cache + kept, tl.load(value).to(v_cache.dtype.element_ty))
+        tl.store(v_cache + kept + HALF, tl.load(value + HALF).to(v_cache.dtype.element_ty))
 
 
 def configuration(heads: int, kv_heads: int, dim: int, block_size: int) -> dict[str, int]:

@@ -221,3 +221,13 @@ def test_extreme_temperatures_and_a_single_kept_token_are_sound() -> None:
     assert set(draw(logits, 50, temperature=1e-4).tolist()) == {1}
     assert set(draw(logits, 200, temperature=1e4).tolist()) == {0, 1, 2, 3}
     assert set(draw(logits, 200, temperature=5.0, top_k=1).tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 2000, "top_p": 0.99}], ids=str
+)
+def test_the_line_is_in_the_vocabularys_order_whatever_the_filters_sort(filters: dict[str, float]) -> None:
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(5)) * 3
+    p = kept_probabilities(logits, **({"temperature": 1.0} | filters))  # type: ignore[arg-type] # top_k is the only int
+    wanted = [look_up(p.numpy(), uniform(9, position))[0] for position in range(200)]
+    assert draw(logits, 200, key=9, **filters).tolist() == wanted

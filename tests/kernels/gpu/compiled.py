@@ -1,0 +1,66 @@
+"""Compiles kernels for sm_90 and asks the assembler what they take. A process of its own: no GPU and no interpreter in it.
+
+python -m tests.kernels.gpu.compiled [part of a name ...]      one JSON line to a specialisation
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tests.kernels.gpu.specialisations import Specialisation, every
+
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+def compiled(spec: Specialisation) -> Any:
+    """Triton's result; `asm["ptx"]`, `metadata.shared`."""
+    names = spec.kernel.arg_names
+    signature = {name: spec.arguments.get(name, "constexpr") for name in names}
+    even = {name for name, kind in spec.arguments.items() if kind.startswith("*")} | spec.multiples
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(spec.kernel, signature, spec.constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(spec.options))
+
+
+def measured(spec: Specialisation) -> dict[str, Any]:
+    """Registers to a thread, spilled bytes, stack and shared bytes to a program, and the matrix instructions in the PTX."""
+    began = time.perf_counter()
+    result = compiled(spec)
+    ptx = result.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [str(PTXAS), "-v", "--gpu-name=sm_90a", str(source), "-o", str(source.with_suffix(".cubin"))]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    count = {word: int(found) for found, word in re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", said)}
+    registers = re.search(r"Used (\d+) registers", said)
+    if registers is None:
+        raise RuntimeError(f"the assembler does not say how many registers {spec.name} takes: {said}")
+    return {
+        "name": spec.name,
+        "registers": int(registers[1]),
+        "spilled": count["spill stores"] + count["spill loads"],
+        "stack": count["stack frame"],
+        "shared": result.metadata.shared,
+        "threads": 32 * spec.options["num_warps"],
+        "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))),
+        "asynchronous": "cp.async" in ptx,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+if __name__ == "__main__":
+    for asked in every():
+        if len(sys.argv) == 1 or any(part in asked.name for part in sys.argv[1:]):
+            print(json.dumps(measured(asked)), flush=True)
