@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,9 +31,28 @@ untouched memory see (https://docs.kernel.org/admin-guide/mm/pagemap.html)."""
 PAGES_AT_ONCE = 1 << 17
 
 
-def aligned(num_bytes: int) -> int:
-    """`num_bytes` rounded up to `ALIGNMENT`."""
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+def aligned(num_bytes: int, unit: int = ALIGNMENT) -> int:
+    """`num_bytes` rounded up to a multiple of `unit`."""
+    return -(-num_bytes // unit) * unit
+
+
+class AnyArena(Protocol):
+    """A range of addresses that tensors lie in, wherever its memory is."""
+
+    num_bytes: int
+
+    def view(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor that lies `offset` bytes into the arena."""
+
+    def resident_bytes(self) -> int:
+        """Memory that the arena takes."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has given everything back for good."""
+
+    def close(self) -> None:
+        """Gives the memory back. Idempotent."""
 
 
 class Arena:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -58,13 +59,26 @@ class Runner:
         InvalidRequest: the checkpoint cannot be served.
     """
 
-    __slots__ = ("_config", "_next_token", "_sampler", "_weights", "caches", "kv", "kv_arena", "model", "num_blocks", "shape")
+    __slots__ = (
+        "_config",
+        "_next_token",
+        "_residences",
+        "_sampler",
+        "_weights",
+        "caches",
+        "kv",
+        "kv_arena",
+        "model",
+        "num_blocks",
+        "shape",
+    )
 
     def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, progress: bool = True) -> None:
         dtype = getattr(torch, compute_dtype(config))
         self._config, self.num_blocks = config, num_blocks
         self.shape = Shape.of(num_blocks, config.block_size, info.num_heads, info.num_kv_heads, info.head_dim * dtype.itemsize)
-        self._weights = Weights(info, dtype)
+        self._residences: dict[Tag, Residence] = {}
+        self._weights = Weights(info, dtype, functools.partial(self._make_arena, Tag.weights))
         try:
             LOADERS[config.load_format](self._weights, config.seed, progress)
         except BaseException:
@@ -72,7 +86,7 @@ class Runner:
             raise
         # One block more than the pool: the zero block, which pads block tables.
         kv_shape = (info.num_layers, 2, num_blocks + 1, info.num_kv_heads, config.block_size, info.head_dim)
-        self.kv_arena = Arena(torch.Size(kv_shape).numel() * dtype.itemsize)
+        self.kv_arena = self._make_arena(Tag.kv_cache, torch.Size(kv_shape).numel() * dtype.itemsize)
         self.kv = self.kv_arena.view(0, kv_shape, dtype)
         self.caches: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.kv]
         longest = info.max_position_embeddings if config.max_model_len is None else config.max_model_len
@@ -86,9 +100,14 @@ class Runner:
         self.model.weights.unpack()
         return self._weights
 
+    def _make_arena(self, tag: Tag, num_bytes: int) -> Arena:
+        arena = Arena(num_bytes)
+        self._residences[tag] = Residence(arena)
+        return arena
+
     def residences(self) -> Mapping[Tag, Residence]:
         """The memory under each tag."""
-        return {Tag.weights: Residence(self._weights.arena), Tag.kv_cache: Residence(self.kv_arena)}
+        return self._residences
 
     def run(self, step: StepInput) -> Landed:
         """Computes one step."""

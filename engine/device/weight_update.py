@@ -97,5 +97,5 @@ def checksum(weights: Weights, go_on: Callable[[], None]) -> str:
         tensor = view[0] if view.dim() > len(shapes[name]) else view  # the norms of heads are kept once for each head
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name} {dtype} {list(shapes[name])}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quiesce.engine.checkpoint import ModelInfo, refuse
-from quiesce.engine.device.memory import Arena, aligned
+from quiesce.engine.device.memory import ALIGNMENT, AnyArena, Arena, aligned
 from quiesce.engine.tensor_files import check_tensors, expected_tensors
 
 DUMMY_STD = 0.02
@@ -43,18 +44,31 @@ class LayerWeights:
 
 
 class Weights:
-    """The packed tensors, and where each tensor of a checkpoint goes among them."""
+    """The packed tensors, and where each tensor of a checkpoint goes among them.
+
+    Args:
+        info: the checkpoint.
+        dtype: element type of all of them.
+        make_arena: takes memory of so many bytes.
+        unit: bytes that each tensor's place is a multiple of.
+    """
 
     __slots__ = ("arena", "destinations", "embed", "head", "info", "layers", "norm")
 
-    def __init__(self, info: ModelInfo, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        dtype: torch.dtype,
+        make_arena: Callable[[int], AnyArena] = Arena,
+        unit: int = ALIGNMENT,
+    ) -> None:
         shapes = packed_shapes(info)
         offsets, end = {}, 0
         for key, shape in shapes.items():
             offsets[key] = end
-            end += aligned(math.prod(shape) * dtype.itemsize)
+            end += aligned(math.prod(shape) * dtype.itemsize, unit)
         self.info = info
-        self.arena = Arena(end)
+        self.arena = make_arena(end)
         packed = {key: self.arena.view(offsets[key], shape, dtype) for key, shape in shapes.items()}
         self.embed, self.norm = packed["embed"], packed["norm"]
         self.head = packed.get("head", self.embed)
@@ -173,7 +187,7 @@ def write_tensor(view: Tensor, tensor: Tensor) -> str:
 
 def fill_dummy(weights: Weights, seed: int) -> None:
     """Fills the weights with seeded noise, norms with ones and biases with zeros. Reads no file."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(weights.embed.device).manual_seed(seed)
     for name, view in weights.destinations.items():
         if name.endswith("norm.weight"):
             view.fill_(1.0)
