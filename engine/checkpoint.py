@@ -317,10 +317,10 @@ GENERATION_DEFAULTS: Final[Mapping[str, tuple[bool, Callable[[float], bool], str
 
 
 def compute_dtype(config: EngineConfig) -> str:
-    """The element type of weights and KV, by its torch name: `auto` is bfloat16 where the processor multiplies in it."""
+    """The element type of weights and KV, by its torch name: `auto` is bfloat16 where the device multiplies in it."""
     if config.dtype != "auto":
         return config.dtype
-    return "bfloat16" if processor_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+    return "bfloat16" if config.device == "cuda" or processor_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
 def processor_flags() -> frozenset[str]:

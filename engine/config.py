@@ -23,8 +23,9 @@ class EngineConfig:
     model: str = "tiny"
     """`tiny` (the shipped model) or the folder of a Hugging Face checkpoint."""
     dtype: Dtype = "auto"
-    """`auto` is bfloat16 where the processor computes in it (AVX512_BF16, AMX), else float32."""
-    device: Literal["auto", "cpu"] = "auto"
+    """`auto` is bfloat16 on a GPU and where the processor computes in it (AVX512_BF16, AMX), else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where torch sees a GPU, else cpu. `cuda` is refused, with what is missing, where it cannot be."""
     max_model_len: int | None = None
     """Longest request in tokens, prompt and output together. None: the checkpoint's context length."""
     max_num_seqs: int = 64
@@ -47,6 +48,8 @@ class EngineConfig:
     """Requests accepted and not yet running; one more is refused `QueueFull`."""
     overlap: bool = True
     """Launch a step before the one in front of it has landed (pipeline depth 2). False: depth 1, identical tokens."""
+    enforce_eager: bool = False
+    """Of the CUDA device: launch operator by operator, without CUDA graphs. Identical tokens, slower."""
     batch_invariant: bool = False
     """A request's tokens are bit-identical whatever happens around it. Costs throughput."""
     backend: Literal["thread"] = "thread"
@@ -80,7 +83,14 @@ class EngineConfig:
                 raise InvalidRequest(
                     name, f"must be seconds above 0 and at most {MAX_SECONDS:g}, not {shown(getattr(self, name))}"
                 )
-        for name in ("enable_prefix_caching", "enable_chunked_prefill", "overlap", "batch_invariant", "poison_freed_blocks"):
+        for name in (
+            "enable_prefix_caching",
+            "enable_chunked_prefill",
+            "overlap",
+            "enforce_eager",
+            "batch_invariant",
+            "poison_freed_blocks",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(name, f"must be True or False, not {shown(getattr(self, name))}")
         if not isinstance(self.model, (str, PathLike)) or not str(self.model):
@@ -103,7 +113,7 @@ class EngineConfig:
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device": ("auto", "cpu"),
+    "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "dummy", "empty"),
     "backend": ("thread",),
 }

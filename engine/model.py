@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from quiesce.engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 SMALL_MODEL_WEIGHTS = 20_000_000
+GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg")
+"""Of NVIDIA's driver, on Linux and in Windows' Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ def open_model(config: EngineConfig) -> Model:
         InvalidRequest: the checkpoint is missing, truncated, contradicts itself or is of an unknown kind; or the pool cannot hold
             one request of `max_model_len`. Names the file and the tensor, or the field.
     """
+    config = with_device(config)
     folder = checkpoint_folder() if config.model == "tiny" else Path(config.model)
     info = read_model_info(folder)
     if config.load_format == "auto":
@@ -133,14 +137,29 @@ def open_model(config: EngineConfig) -> Model:
     return Model(info, Tokenizer(folder) if has_tokenizer else None, max_model_len, num_blocks)
 
 
+def with_device(config: EngineConfig) -> EngineConfig:
+    """The configuration with `auto` decided. Where there is no sign of a GPU, torch is not even imported for it."""
+    if config.device != "auto":
+        return config
+    if not any(map(os.path.exists, GPU_SIGNS)):
+        return replace(config, device="cpu")
+    from quiesce.engine.device.choice import torch_sees_gpu
+
+    return replace(config, device="cuda" if torch_sees_gpu() else "cpu")
+
+
 def make_device(config: EngineConfig, model: Model) -> Device:
     """The device the configuration names. Only here is the data plane, and with it torch, imported.
 
     Without `num_threads` a small model computes on one thread: on a busy machine the barriers between threads cost twentyfold.
+
+    Raises:
+        InvalidRequest: the device cannot be; says what is missing.
     """
+    config = with_device(config)
     num_weights = sum(math.prod(shape) for shape in expected_tensors(model.info).values())
     if config.num_threads is None and num_weights < SMALL_MODEL_WEIGHTS:
         config = replace(config, num_threads=1)
-    from quiesce.engine.device.cpu import CpuDevice
+    from quiesce.engine.device.choice import chosen_device
 
-    return CpuDevice(config, model.info, model.num_blocks)
+    return chosen_device(config, model.info, model.num_blocks)

@@ -25,11 +25,21 @@ class Event(Protocol):
 class Platform(Protocol):
     """One device. Work of one thread, inside `entered`, runs in the order it is given; events may be waited for anywhere."""
 
-    device: torch.device
-    uuid: str
-    """The same in every process."""
-    operators: Operators
-    driver: Driver
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are made."""
+
+    @property
+    def uuid(self) -> str:
+        """The same in every process."""
+
+    @property
+    def operators(self) -> Operators:
+        """Kernels, or their truths."""
+
+    @property
+    def driver(self) -> Driver:
+        """Of the device's memory."""
 
     def entered(self) -> AbstractContextManager[object]:
         """Surrounds all work of the thread that works with the device."""

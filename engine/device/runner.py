@@ -17,15 +17,7 @@ from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.batch import EXACT_ROWS, Shape, exact_batches, whole_batch
 from quiesce.engine.device.memory import Arena, Residence
 from quiesce.engine.device.model import Model
-from quiesce.engine.device.sampler import (
-    NOT_FINITE,
-    NOT_IN_VOCABULARY,
-    PromptRow,
-    Sampler,
-    finite_rows,
-    prompt_rows,
-    token_logprobs,
-)
+from quiesce.engine.device.sampler import Sampler, prompt_reports, prompt_rows
 from quiesce.engine.device.weights import Weights, fill_dummy, load_weights
 from quiesce.engine.messages import FROM_DEVICE, StepInput, TokenLogprobs
 from quiesce.spec.vocabulary import Tag
@@ -115,7 +107,7 @@ class Runner:
         wanted = prompt_rows(step) if step.adjustments else []
         ends, before = self._hidden(step, ids, [row.row for row in wanted])
         faults = {int(index): NO_TOKEN for index in lost}
-        prompt_logprobs = self._prompt_logprobs(wanted, before, faults)
+        prompt_logprobs = prompt_reports(wanted, lambda part: self._logits(before[part]), faults)
         tokens: NDArray[np.int64] = np.full(len(step.rows), -1, np.int64)
         logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
         if len(ends):
@@ -168,24 +160,6 @@ class Runner:
         padded = F.pad(hidden, (0, 0, 0, -count % EXACT_ROWS))
         # Each product gets a fresh input: some kernels choose their path by its alignment.
         return torch.cat([self.model.logits(part.clone()) for part in torch.split(padded, EXACT_ROWS)])[:count]
-
-    def _prompt_logprobs(
-        self, wanted: list[PromptRow], hidden: Tensor, faults: dict[int, str]
-    ) -> tuple[tuple[int, int, TokenLogprobs], ...]:
-        """In passes of few rows: the logits of a whole chunk could take more memory than the weights."""
-        found = []
-        for begin in range(0, len(wanted), EXACT_ROWS):
-            logits = self._logits(hidden[begin : begin + EXACT_ROWS])
-            finite = finite_rows(logits).tolist()
-            for place, asked in enumerate(wanted[begin : begin + EXACT_ROWS]):
-                if asked.index in faults:
-                    continue
-                if not finite[place] or not 0 <= asked.token_id < logits.shape[1]:
-                    faults[asked.index] = NOT_IN_VOCABULARY if finite[place] else NOT_FINITE
-                    continue
-                report = token_logprobs(logits[place], asked.token_id, asked.count)
-                found.append((asked.index, asked.position, report))
-        return tuple(report for report in found if report[0] not in faults)
 
     def poison(self, blocks: NDArray[np.int64]) -> None:
         """Fills blocks of every layer with NaN."""

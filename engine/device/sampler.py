@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from quiesce.kernels.penalties import add_bias, ban, penalise
 NOT_FINITE = "the logits are not finite"
 NO_TOKEN_LEFT = "its bias and banned tokens leave none to sample"
 NOT_IN_VOCABULARY = "a token id of its adjustments is outside the vocabulary"
+PROMPT_ROWS = 32
+"""Prompt tokens reported in one pass."""
 
 Ints = NDArray[np.int64]
 Faults = dict[int, str]
@@ -64,6 +66,32 @@ def token_logprobs(logits: Tensor, token: int, count: int) -> TokenLogprobs:
     return TokenLogprobs(tuple(ids.tolist()), tuple(values.tolist()), tuple(ranks.tolist()))
 
 
+def prompt_reports(
+    wanted: Sequence[PromptRow], logits_of: Callable[[slice], Tensor], faults: Faults
+) -> tuple[tuple[int, int, TokenLogprobs], ...]:
+    """The log probabilities of prompt tokens, in passes of few rows: a whole chunk's logits could take more memory than the weights.
+
+    Args:
+        wanted: the tokens.
+        logits_of: [rows, vocab] float32 on the host, of a slice of them, at most `PROMPT_ROWS` long.
+        faults: request to reason; what is wrong with a row is added, and nothing is reported of a request that is in it.
+    """
+    found = []
+    for begin in range(0, len(wanted), PROMPT_ROWS):
+        part = slice(begin, begin + PROMPT_ROWS)
+        logits = logits_of(part)
+        finite = finite_rows(logits).tolist()
+        for place, asked in enumerate(wanted[part]):
+            if asked.index in faults:
+                continue
+            if not finite[place] or not 0 <= asked.token_id < logits.shape[1]:
+                faults[asked.index] = NOT_IN_VOCABULARY if finite[place] else NOT_FINITE
+                continue
+            report = token_logprobs(logits[place], asked.token_id, asked.count)
+            found.append((asked.index, asked.position, report))
+    return tuple(report for report in found if report[0] not in faults)
+
+
 class Sampler:
     """Samples the rows of a step."""
 
@@ -92,7 +120,7 @@ class Sampler:
             faults |= {int(index): NOT_FINITE for index in requests[~finite] if int(index) not in faults}
         reports: dict[int, tuple[int, Tensor]] = {}
         if step.adjustments:
-            reports = self._adjust(step, {int(index): row for row, index in enumerate(requests)}, logits, faults)
+            reports = self.adjust(step, {int(index): row for row, index in enumerate(requests)}, logits, faults)
         if faults:
             sound = ~np.isin(requests, list(faults))
             logits, requests = logits[torch.from_numpy(sound)], requests[sound]
@@ -112,10 +140,20 @@ class Sampler:
                 logprobs.append((index, token_logprobs(raw, token, count)))
         return requests, tokens, tuple(logprobs)
 
-    def _adjust(
+    def adjust(
         self, step: StepInput, row_of: Mapping[int, int], logits: Tensor, faults: Faults
     ) -> dict[int, tuple[int, Tensor]]:
-        """Applies the adjustments in place. Returns, for each request that wants log probabilities, how many, and its raw row."""
+        """Applies the adjustments in place.
+
+        Args:
+            step: the step.
+            row_of: request to its row of the logits; others are left out.
+            logits: [rows, vocab] float32 on the host.
+            faults: request to reason; added to, and left out.
+
+        Returns:
+            For each request that wants log probabilities, how many, and its raw row.
+        """
         reports: dict[int, tuple[int, Tensor]] = {}
         for adjustment in step.adjustments:
             index = adjustment.index

@@ -141,6 +141,9 @@ class WorkerDevice(ABC, Generic[R]):
         """What surrounds all work."""
         return torch.inference_mode()
 
+    def _finish(self) -> None:
+        """Ends what steps that were set going still do, before their memory goes."""
+
     def _ask(self, work: Callable[[], Completion | None]) -> None:
         """Queues work that is no step."""
         self._work.put(work)
@@ -255,6 +258,7 @@ class WorkerDevice(ABC, Generic[R]):
                 del work  # it holds the step's arrays
                 if completion is not None:
                     self._report(completion)
+            self._finish()
             for residence in self._residences.values():
                 residence.close()
             if self._runner is not None:
