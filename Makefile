@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check prove fuzz historical mutants bench gpu later format model clean
+.PHONY: setup demo test check schema prove fuzz historical mutants bench gpu later format model clean
 
 # torch comes first and by its exact version: an open range would bring several GB of CUDA along on a machine without a GPU.
 .setup-stamp: pyproject.toml constraints.txt
@@ -26,6 +26,12 @@ check: .setup-stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_tidy.py
+
+# schemathesis sends whatever the OpenAPI document allows, and what it does not; in an environment of its own, for it is a pytest plugin.
+schema: .setup-stamp
+	test -x build/schema/bin/schemathesis || $(PYTHON) -m venv build/schema
+	build/schema/bin/python -m pip install -q --disable-pip-version-check "schemathesis>=4.32,<5"
+	$(BIN)/python -m tests.engine.server.schema build/schema/bin/schemathesis $(or $(EXAMPLES),25)
 
 format: .setup-stamp
 	$(BIN)/python -m quiesce.statemachine.readme README.md

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 
 from quiesce.engine.errors import InvalidRequest, shown
+from quiesce.engine.server.bodies import read_json
 
+T = TypeVar("T")
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 TAGS: Final = {"weight": "weights"}
 """FastDeploy's word for it."""
@@ -29,7 +30,7 @@ async def arguments_of(request: Request) -> dict[str, Any]:
     text = await request.body()
     if text.strip():
         try:
-            body = json.loads(text)
+            body = read_json(text)
         except ValueError as error:
             raise InvalidRequest("body", f"is no JSON: {error}") from None
         if body is not None and not isinstance(body, Mapping):
@@ -57,14 +58,14 @@ def flag(field: str, given: Any) -> bool:
 def whole(field: str, given: Any) -> int:
     try:
         return int(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # of infinity
         raise InvalidRequest(field, f"must be an integer, not {shown(given)}") from None
 
 
 def seconds(field: str, given: Any) -> float:
     try:
         return float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # of an integer that is too long
         raise InvalidRequest(field, f"must be seconds, not {shown(given)}") from None
 
 
@@ -89,6 +90,30 @@ def version(field: str, given: Any) -> int | str:
     return given
 
 
+def mapping(field: str, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(field, f"must be an object, not {shown(given)}")
+    return given
+
+
+def optional(read: Callable[[str, Any], T], field: str, given: Any) -> T | None:
+    return None if given is None else read(field, given)
+
+
+def anything(field: str, given: Any) -> Any:
+    """Read by the verb, which knows what may stand here."""
+    return given
+
+
+SCHEMAS: Final[Mapping[Callable[[str, Any], Any], Mapping[str, Any]]] = {
+    text: {"type": "string"}, flag: {"type": "boolean"}, whole: {"type": "integer"}, seconds: {"type": "number", "minimum": 0},
+    names: {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]},
+    tags: {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object", "additionalProperties": {"type": "string"}}]},
+    version: {"anyOf": [{"type": "integer"}, {"type": "string"}]}, mapping: {"type": "object"}, anything: {},
+}  # fmt: skip
+"""How an argument is read -> what the OpenAPI document says of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Take:
     """One argument of a verb: its parameter, what clients call it, how it is read, and what it is where it is missing or null."""
@@ -108,3 +133,15 @@ class Take:
 
 def take(name: str, read: Callable[[str, Any], Any], default: Any = None, *also: str) -> Take:
     return Take(name, (name, *also), read, default)
+
+
+def described(takes: Sequence[Take], has_body: bool) -> dict[str, Any]:
+    """What the OpenAPI document says of a call with these arguments: each may stand in the query, and in a JSON body where there is one."""
+    schemas = {name: SCHEMAS[one.read] for one in takes for name in one.names}
+    found: dict[str, Any] = {
+        "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
+    }
+    if has_body:
+        body = {"type": "object", "properties": schemas}
+        found["requestBody"] = {"required": False, "content": {"application/json": {"schema": body}}}
+    return found

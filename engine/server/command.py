@@ -38,7 +38,9 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # asyncio sends at once (TCP_NODELAY) only on sockets that say they are TCP: without, every small answer waits 40 ms for an ACK
+    return socket.socket(found.family, found.type, socket.IPPROTO_TCP, found.detach())
 
 
 class _Server(uvicorn.Server):

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from quiesce.engine import errors
 from quiesce.engine.model import Prompt
 from quiesce.engine.sampling_params import SamplingParams
+from quiesce.engine.server.bodies import JsonRoute
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.replies import Wording, envelope, new_id
 from quiesce.engine.server.serving import Outputs, finals, stream, unless_gone
@@ -23,7 +24,7 @@ MAX_PROMPTS = 256
 
 def router(host: Host) -> APIRouter:
     """The routes, for one engine."""
-    routes = APIRouter(tags=["openai"])
+    routes = APIRouter(tags=["openai"], route_class=JsonRoute)
 
     @routes.post("/v1/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:

@@ -17,7 +17,20 @@ from starlette.responses import JSONResponse, Response
 
 from quiesce.engine.outputs import Transition
 from quiesce.engine.server import verbs
-from quiesce.engine.server.arguments import Take, arguments_of, flag, names, seconds, tags, take, text, version, whole
+from quiesce.engine.server.arguments import (
+    Take,
+    arguments_of,
+    described,
+    flag,
+    mapping,
+    names,
+    seconds,
+    tags,
+    take,
+    text,
+    version,
+    whole,
+)
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.replies import envelope
 from quiesce.engine.server.settings import is_bearer
@@ -89,10 +102,6 @@ SLEEP = (take("level", whole), TAGS, take("mode", text), TIMEOUT, OPERATION)
 WAKE = (TAGS, TIMEOUT, OPERATION)
 BEGIN = (KEEP, take("kv", text, "recompute"), TIMEOUT, take("lease", seconds), OPERATION)
 ABORT = (take("request_ids", names, None, "rid", "req_ids", "session_id"), take("abort_all", flag, False))
-GROUP = (
-    take("master_address", text, "127.0.0.1"), take("master_port", whole), take("rank_offset", whole, 1), take("world_size", whole, 2),
-    take("group_name", text, "weight_update_group"), take("backend", text, "gloo"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +129,7 @@ ROUTES: Final = (
     Route(POST, "/inference/v1/abort_requests", verbs.abort_all_if_none, ABORT[:1], verbs.aborted, "vLLM"),
     Route(POST, "/reset_prefix_cache", "reset_prefix_cache", (take("reset_running_requests", flag, False), OPERATION),
           lambda done, asked: {"success": done}, "vLLM"),
-    Route(POST, "/init_weight_transfer_engine", verbs.init_transfer, (take("init_info", verbs.mapping),),
+    Route(POST, "/init_weight_transfer_engine", verbs.init_transfer, (take("init_info", mapping),),
           lambda done, asked: {"message": "Weight transfer initialized"}, "vLLM"),
     Route(POST, "/start_weight_update", "begin_weight_update", BEGIN, lambda done, asked: {"message": "Weight update started", **evidence(done)}, "vLLM"),
     Route(POST, "/update_weights", verbs.update_weights, verbs.UPDATE, lambda done, asked: {"message": "Weights updated", **evidence(done)}, "vLLM, LMDeploy"),
@@ -130,7 +139,7 @@ ROUTES: Final = (
     Route(POST, "/shutdown_weight_transfer_engine", verbs.destroy_group, (), lambda done, asked: {"message": "Weight transfer shut down"}, "vLLM"),
     Route(POST, "/update_weight_version", verbs.rename_version, (take("new_version", version), take("abort_all_requests", flag, False)),
           lambda done, asked: {"success": True, "message": "renamed", "new_version": asked.get("new_version"), **evidence(done)}, "vLLM, SGLang"),
-    Route(POST, "/weight_checker", verbs.weight_checker, (take("action", text, "checksum"), take("baseline", verbs.mapping)), itself, "vLLM"),
+    Route(POST, "/weight_checker", verbs.weight_checker, (take("action", text, "checksum"), take("baseline", mapping)), itself, "vLLM"),
     # SGLang
     Route(POST, "/pause_generation", verbs.pause_generation, (MODE,), message("paused"), "SGLang"),
     Route(POST, "/continue_generation", "resume", (), message("resumed"), "SGLang"),
@@ -143,7 +152,7 @@ ROUTES: Final = (
     Route(POST, "/update_weights_from_disk", verbs.update_from_disk,
           (take("model_path", text), VERSION, take("abort_all_requests", flag, False), take("keep_pause", flag, False)), verbs.from_disk, "SGLang"),
     Route(POST, "/update_weights_from_tensor", verbs.update_from_tensors, verbs.UPDATE, success("updated"), "SGLang"),
-    Route(POST, "/init_weights_update_group", verbs.init_group, GROUP, success("initialised"), "SGLang, LMDeploy"),
+    Route(POST, "/init_weights_update_group", verbs.init_group, verbs.GROUP, success("initialised"), "SGLang, LMDeploy"),
     Route(POST, "/destroy_weights_update_group", verbs.destroy_group, (), success("destroyed"), "SGLang, LMDeploy"),
     Route(POST, "/update_weights_from_distributed", verbs.update_from_group, verbs.DISTRIBUTED, success("updated"), "SGLang, LMDeploy"),
     Route(BOTH, "/weights_checker", verbs.weight_checker, (take("action", text, "checksum"),), itself, "SGLang"),
@@ -174,13 +183,15 @@ def router(host: Host) -> APIRouter:
     """The routes, for one engine; each asks for the token, where there is one."""
     routes = APIRouter(tags=["admin"])
     for route in ROUTES:
-        routes.add_api_route(
-            route.path,
-            _endpoint(host, route),
-            methods=list(route.methods),
-            summary=f"{route.dialect}",
-            name=f"{route.path} {route.methods}",
-        )
+        for method in route.methods:
+            routes.add_api_route(
+                route.path,
+                _endpoint(host, route),
+                methods=[method],
+                summary=f"{route.dialect}",
+                name=f"{route.path} {method}",
+                openapi_extra=described(route.takes, method != "GET"),
+            )
     for path, reason in ABSENT.items():
         routes.add_api_route(path, _absent(host, reason), methods=["POST"], summary=f"501: {reason}", name=path)
     return routes

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from quiesce.engine import errors
 from quiesce.engine.model import Prompt
 from quiesce.engine.outputs import CompletionOutput, RequestOutput
+from quiesce.engine.server.bodies import JsonRoute
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.replies import envelope, error_body, new_id, usage
 from quiesce.engine.server.serving import Frame, finals, stream, unless_gone
@@ -19,7 +20,7 @@ from quiesce.engine.server.wire import DetokenizeRequest, GenerateRequest, Token
 
 def router(host: Host) -> APIRouter:
     """The routes, for one engine."""
-    routes = APIRouter(tags=["tokens"])
+    routes = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
     @routes.post("/inference/v1/generate")
     async def token_ids(asked: TokensRequest, request: Request) -> Response:

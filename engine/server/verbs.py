@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from quiesce.engine.control import GRAPHS, LEVELS
 from quiesce.engine.errors import EngineError, InvalidRequest, TransitionConflict, shown
 from quiesce.engine.outputs import AbortResult, Transition
-from quiesce.engine.server.arguments import Take, flag, names, seconds, take, text, version
+from quiesce.engine.server.arguments import Take, anything, flag, mapping, names, optional, seconds, take, text, version, whole
 from quiesce.engine.server.host import Host
 from quiesce.engine.server.replies import envelope
 from quiesce.spec.vocabulary import Policy
@@ -30,12 +30,6 @@ class NotHere(EngineError):
     """A call of a peer's that this engine has nothing behind."""
 
     http_status = 501
-
-
-def mapping(field: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise InvalidRequest(field, f"must be an object, not {shown(given)}")
-    return given
 
 
 # ---- pause and sleep ------------------------------------------------------------------------------------------------------------
@@ -141,12 +135,12 @@ async def close_session(host: Host, session_id: str | None) -> dict[str, bool]:
 # ---- weights --------------------------------------------------------------------------------------------------------------------
 
 UPDATE: Final = (
-    take("update_info", lambda field, given: given), take("model_path", text), take("serialized_named_tensors", lambda field, given: given),
+    take("update_info", anything), take("model_path", text), take("serialized_named_tensors", anything),
     take("load_format", text), take("shm_name", text), take("finished", flag, True), Take("new_version", ("weight_version", "version"), version),
     take("timeout", seconds), take("rsync_config", mapping),
 )  # fmt: skip
 DISTRIBUTED: Final = (
-    take("names", names, ()), take("dtypes", names, ()), take("shapes", lambda field, given: given, ()), take("group_name", text),
+    take("names", names, ()), take("dtypes", names, ()), take("shapes", anything, ()), take("group_name", text),
     Take("new_version", ("weight_version",), version), take("finished", flag, True),
 )  # fmt: skip
 
@@ -160,7 +154,10 @@ async def update_from_disk(
     mode = "abort" if abort_all_requests else "keep"
     if keep_pause:
         await host.engine.pause(mode=mode)
-    return await host.engine.update_weights(model_path, version=version, mode=mode)
+    try:
+        return await host.engine.update_weights(model_path, version=version, mode=mode)
+    except OSError as error:
+        raise InvalidRequest("model_path", str(error)) from None
 
 
 def from_disk(result: Transition, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,9 +190,10 @@ async def update_weights(
 async def _chunk(host: Host, info: Mapping[str, Any]) -> Transition:
     """One chunk of an update that `start_weight_update` opened."""
     if "names" in info:
-        dtypes = info.get("dtype_names", info.get("dtypes", ()))
+        dtypes = names("dtypes", info.get("dtype_names", info.get("dtypes")))
+        group = optional(text, "group_name", info.get("group_name"))
         return await host.engine.load_weights(
-            await _received(host, info["names"], dtypes, info.get("shapes", ()), info.get("group_name"))
+            await _received(host, names("names", info["names"]), dtypes, info.get("shapes"), group)
         )
     return await host.engine.load_weights(
         _tensors(info.get("serialized_named_tensors"), info.get("load_format"), info.get("shm_name"))
@@ -263,7 +261,7 @@ def _tensors(sent: Any, load_format: str | None, shm_name: str | None) -> Mappin
 
 
 def _shared(name: str | None) -> bytes:
-    if not name or "/" in name.lstrip("/"):
+    if not name or "/" in name.lstrip("/") or "\0" in name:
         raise InvalidRequest("shm_name", f"must be the name of a segment of shared memory, not {shown(name)}")
     try:
         return (Path("/dev/shm") / name.lstrip("/")).read_bytes()
@@ -320,13 +318,15 @@ async def may_update(host: Host) -> dict[str, Any]:
 # ---- a group of processes that send tensors -------------------------------------------------------------------------------------
 
 
+GROUP: Final = (
+    take("master_address", text, "127.0.0.1"), take("master_port", whole), take("rank_offset", whole, 1), take("world_size", whole, 2),
+    take("group_name", text, "weight_update_group"), take("backend", text, "gloo"),
+)  # fmt: skip
+
+
 async def init_transfer(host: Host, init_info: Mapping[str, Any] | None) -> None:
     """vLLM's: the group's address and this engine's rank in it."""
-    info = init_info or {}
-    await init_group(
-        host, str(info.get("master_address", "127.0.0.1")), info.get("master_port"), int(info.get("rank_offset", 1)),
-        int(info.get("world_size", 2)), str(info.get("group_name", "weight_update_group")), str(info.get("backend", "gloo")),
-    )  # fmt: skip
+    await init_group(host, **{one.parameter: one.of(init_info or {}) for one in GROUP})
 
 
 async def init_group(

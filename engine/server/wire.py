@@ -5,6 +5,7 @@ Unknown keys are ignored, as the peers ignore them; values are judged by `Sampli
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ UNKNOWN_HERE: Final = (
     "tools",
 )
 """What this engine cannot do: answering as if it had would be a lie."""
+
+
+TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
 class Wire(BaseModel):
@@ -200,6 +204,6 @@ def native_params(given: Mapping[str, Any], defaults: Mapping[str, Any], output_
 
 def _bias(given: object) -> dict[int, float]:
     """JSON knows only texts as keys."""
-    if not isinstance(given, Mapping) or not all(str(key).isdigit() for key in given):
+    if not isinstance(given, Mapping) or not all(TOKEN_ID.fullmatch(str(key)) for key in given):
         raise InvalidRequest("logit_bias", f"must map token ids to numbers, not {shown(given)}")
     return {int(key): value for key, value in given.items()}
