@@ -101,6 +101,7 @@ def _add_bench(commands: Commands) -> None:
     load.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     load.add_argument("--num-threads", type=int, default=1, help="threads to compute with")
     load.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="element type of weights and KV")
+    load.add_argument("--profile", type=Path, metavar="FILE", help="write a Chrome trace of every step, host and device")
     suite = command.add_argument_group("suite")
     suite.add_argument("--suite", action="store_true", help="measure the figures to reach instead, peers in the same run")
     suite.add_argument("--rows", default="gate,host,lifecycle,decode,mixed", help="rows of the suite, separated by commas")

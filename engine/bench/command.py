@@ -24,6 +24,8 @@ def run(asked: argparse.Namespace) -> int:
     """
     console = result.console()
     path: Path | None = asked.json
+    if asked.suite and asked.profile is not None:
+        raise InvalidRequest("profile", "shows the steps of a load; the suite has many engines")
     if asked.suite:
         from quiesce.engine.bench import suite
 
@@ -62,4 +64,4 @@ def _serve(asked: argparse.Namespace, console: Any) -> dict[str, Any]:
         asked.num_threads,
         asked.dtype,
     )
-    return serving.run(load, console)
+    return serving.run(load, console, asked.profile)

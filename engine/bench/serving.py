@@ -11,15 +11,18 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from quiesce.engine.api import AsyncEngine
+from quiesce.engine.bench.profile import Profiler
 from quiesce.engine.bench.result import VERSION, machine_facts, percentile
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.errors import EngineError
+from quiesce.engine.link.thread import ThreadLink
 from quiesce.engine.sampling_params import SamplingParams
 
 PERCENTILES: Final = (50, 90, 99)
@@ -115,12 +118,12 @@ async def run_load(engine: AsyncEngine, load: Load) -> tuple[float, list[Seen]]:
     return time.perf_counter() - began_s, list(seen)
 
 
-async def _measure(load: Load) -> dict[str, Any]:
+async def _measure(load: Load, profiler: Profiler | None) -> dict[str, Any]:
     config = EngineConfig(
         model=load.model, num_threads=load.num_threads, dtype=load.dtype, max_queue=max(load.num_prompts, 1024),  # type: ignore[arg-type]
         tokenizer_required=False,
     )  # fmt: skip
-    async with AsyncEngine(config) as engine:
+    async with AsyncEngine(config, make_link=ThreadLink if profiler is None else profiler.link) as engine:
         await run_load(
             engine, replace(load, num_prompts=min(2, load.num_prompts), request_rate=AT_ONCE, seed=load.seed + 7)
         )  # warm
@@ -197,13 +200,18 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def run(load: Load, console: Console) -> dict[str, Any]:
-    """Measures, prints the table, returns the figures.
+def run(load: Load, console: Console, profile: Path | None = None) -> dict[str, Any]:
+    """Measures, prints the table, returns the figures. Writes a Chrome trace of the engine's steps to `profile`.
 
     Raises:
         EngineError: the model cannot be served.
+        OSError: the trace cannot be written.
     """
-    found = asyncio.run(_measure(load))
+    profiler = Profiler() if profile is not None else None
+    found = asyncio.run(_measure(load, profiler))
+    if profiler is not None and profile is not None:
+        profiler.write(profile)
+        console.print(f"profile written to {profile}: open it in https://ui.perfetto.dev or chrome://tracing", markup=False)
     console.print(table(found))
     for error in found["errors"]:
         console.print(f"failed: {error}", style="red", markup=False)

@@ -64,7 +64,7 @@ def test_the_shipped_model_is_measured_end_to_end(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--num-prompts", "0"], ["--request-rate", "0"], ["--request-rate", "nan"], ["--concurrency", "0"], ["--suite", "--rows", "nothing"]], ids=str
+    "arguments", [["--num-prompts", "0"], ["--request-rate", "0"], ["--request-rate", "nan"], ["--concurrency", "0"], ["--suite", "--rows", "nothing"], ["--suite", "--profile", "x"]], ids=str
 )  # fmt: skip
 def test_a_load_that_cannot_be_is_refused_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == 2
