@@ -114,7 +114,7 @@ class VirtualResidence:
         """Gives the memory back.
 
         Args:
-            spans: what to keep in host memory meanwhile; None keeps nothing.
+            spans: what to keep in host memory meanwhile, or everything where there is a copy that stays; None keeps nothing.
             go_on: called now and then; what it raises ends the copy.
 
         Returns:
@@ -127,7 +127,7 @@ class VirtualResidence:
             self._synchronize()
             had, before = self._copy, self._driver.free_bytes()
             if spans is not None and had is None:
-                self._copy = self._copied(spans, go_on)
+                self._copy = self._copied([(0, self._arena.num_bytes)] if self._keeps_copy else spans, go_on)
             try:
                 self._arena.drop()
             except DriverError:

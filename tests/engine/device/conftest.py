@@ -18,6 +18,8 @@ import torch
 from quiesce.engine.checkpoint import ModelInfo, Rope, read_model_info
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cpu import CpuDevice
+from quiesce.engine.device.cuda import CudaDevice
+from quiesce.engine.device.dry_platform import DryPlatform
 from quiesce.engine.device.runner import Runner
 from quiesce.engine.messages import (
     Adjustment,
@@ -137,16 +139,23 @@ class Harness:
 class Bench:
     """A device with a wake that can be waited for. Steps wait at `gate` before they run, while it is closed."""
 
-    def __init__(self, harness: type[Harness], num_blocks: int = 32, **changes: Any) -> None:
+    def __init__(self, harness: type[Harness], num_blocks: int = 32, kind: str = "cpu", **changes: Any) -> None:
         self.info: ModelInfo = changes.pop("info", None) or harness.info()
         self.harness = harness
         self.gate = threading.Event()
         self.gate.set()
         self.began: list[int] = []
         self._woken = threading.Semaphore(0)
-        self.device = CpuDevice(harness.config(**changes), self.info, num_blocks, before_step=self._stall, progress=False)
+        self.device = self._make_device(kind, harness.config(**changes), num_blocks)
         self.device.bind(self._woken.release)
         self.waiting: list[Completion] = []
+
+    def _make_device(self, kind: str, config: EngineConfig, num_blocks: int) -> CpuDevice | CudaDevice:
+        stall = self._stall
+        if kind == "cpu":
+            return CpuDevice(config, self.info, num_blocks, before_step=stall, progress=False)
+        self.platform = DryPlatform()
+        return CudaDevice(config, self.info, num_blocks, lambda: self.platform, before_step=stall, progress=False)
 
     def _stall(self, step: int) -> None:
         self.began.append(step)
@@ -176,7 +185,7 @@ class Bench:
         return self.landed()
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> Any:
         assert self.device._runner is not None
         return self.device._runner
 
@@ -228,11 +237,17 @@ class Bench:
 
 
 @pytest.fixture
-def bench(harness: type[Harness]) -> Iterator[Callable[..., Bench]]:
+def device_kind() -> str:
+    """`cpu`, or `cuda` on a dry platform. Modules whose tests are true of both say so."""
+    return "cpu"
+
+
+@pytest.fixture
+def bench(harness: type[Harness], device_kind: str) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def make(**changes: Any) -> Bench:
-        made.append(Bench(harness, **changes))
+        made.append(Bench(harness, kind=device_kind, **changes))
         return made[-1]
 
     yield make

@@ -145,7 +145,9 @@ def test_memory_that_cannot_come_back_stays_away_with_its_copy(bench: Callable[.
     before, digest = b.runner.kv.clone(), b.checksum()
     arena = b.runner.kv_arena if tag == KV else b.runner.weights.arena
     assert b.unmap(tag, "offload", blocks).error is None
-    spill = b.device._residences[Tag(tag)]._spill
+    residence = b.device._residences[Tag(tag)]
+    assert isinstance(residence, Residence)
+    spill = residence._spill
     assert spill is not None
     real, size = spill._file.fileno(), os.fstat(spill._file.fileno()).st_size
     aside = os.dup(real)

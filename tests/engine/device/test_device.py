@@ -1,4 +1,4 @@
-"""The device as the control plane sees it: order, depth, chaining, faults, errors, close."""
+"""Devices as the control plane sees them: order, depth, chaining, faults, errors, close. The CUDA device is on a dry platform."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from quiesce.engine.device.cpu import CpuDevice
 from quiesce.engine.errors import InvalidRequest
 from quiesce.engine.messages import FROM_DEVICE, Adjustment, Device, Loaded
 
@@ -19,6 +18,11 @@ if TYPE_CHECKING:
     from tests.engine.device.conftest import Bench, Harness, Reference
 
 PROMPT = [5, 9, 2, 44, 17, 8, 30]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_it_is_a_device(bench: Callable[..., Bench]) -> None:
@@ -167,8 +171,8 @@ def test_close_waits_for_the_running_step_reports_nothing_and_may_be_repeated(
     assert "not loaded" in refusal()
 
 
-def test_close_before_load_is_fine(harness: type[Harness]) -> None:
-    device = CpuDevice(harness.config(), harness.info(), 4)
+def test_close_before_load_is_fine(bench: Callable[..., Bench]) -> None:
+    device = bench().device
     device.close()
     device.close()
     with pytest.raises(RuntimeError, match="before close"):
