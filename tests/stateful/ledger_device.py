@@ -65,6 +65,8 @@ class LedgerDevice:
         """The next chunk is written by half, once."""
         self.fail_fetch: Exception | None = None
         """The next fetch fails, once."""
+        self.told: dict[type[Completion], Completion] = {}
+        """What was reported last, of each kind."""
         self.tensors: dict[str, str] = {}
         """The weights: what was written since the load, or since they were discarded, as a digest for each name."""
         self.places = {"weights": "here", "kv_cache": "here"}
@@ -130,8 +132,18 @@ class LedgerDevice:
     def complete(self) -> None:
         """Does the oldest piece of work that was asked for, and reports it."""
         if not self.closed:
-            self._done.append(self._queue.popleft()())
-            self._wake()
+            self._tell(self._queue.popleft()())
+
+    def repeat(self, kind: type[Completion]) -> bool:
+        """Reports the last completion of a kind once more, as a device does that cannot be believed. Whether there was one."""
+        if kind in self.told and not self.closed:
+            self._tell(self.told[kind])
+        return kind in self.told
+
+    def _tell(self, completion: Completion) -> None:
+        self.told[type(completion)] = completion
+        self._done.append(completion)
+        self._wake()
 
     def poll(self) -> list[Completion]:
         done = list(self._done)

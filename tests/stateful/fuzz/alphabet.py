@@ -80,16 +80,18 @@ VERBS: Mapping[str, Values] = {
     "hang_up": {},
     "mistake": {"which": tuple(range(16))},
     "fail": {
-        "what": ("move", "move", "move", "row", "write", "fetch", "step", "core", "core", "hang"),
+        "what": ("move", "move", "move", "row", "write", "fetch", "step", "core", "core", "hang", "load", "echo step", "echo move"),
         "tag": ("kv_cache", "weights"), "to": ("restored", "released", "zeroed"), "after": (0, 1, 3),
     },
-    "stall": {},
+    "stray": {"which": tuple(range(0, 260, 13)), "count": (13, 1, 50)},
+    "stall": {"what": ("step", "move")},
     "go_on": {},
     "advance": {"turns": (1, 1, 2, 3, 5, 10)},
     "settle": {},
     "pass_time": {"seconds": (5.0, 0.1, 1.0, 700.0), "settles": (True, False)},
 }  # fmt: skip
-"""Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; `recover`: an operator lets go of all there is."""
+"""Verb -> what it carries -> values. `hang_up`: a caller of a control call leaves; `recover`: an operator lets go of all there is;
+`stray`: messages that come twice, late or to nobody (`strays.py`)."""
 
 CALLS = (
     "pause", "resume", "sleep", "sleep_tags", "wake_up", "update_weights", "begin_weight_update", "load_weights",
@@ -106,6 +108,7 @@ RARE = {
     "abort_unknown": 0.3,
     "hang_up": 0.5,
     "stall": 0.4,
+    "stray": 0.3,
     "settle": 0.5,
 }
 OFTEN = {"connect": 3.0, "advance": 5.0, "settle": 1.5, "recover": 1.5, "turn": 2.0, "open_session": 1.5}

@@ -36,13 +36,16 @@ def fuzz(profile: str, hours: float | None, first: int, out: Path, device: str =
     """Hunts; the exit status. 1: something was found.
 
     Args:
-        profile: `quick` (a bounded number of runs), `deep` (20 minutes) or `soak` (`hours`).
+        profile: `quick` (a bounded number of runs), `deep` (20 minutes) or `soak` (`hours`). The last two ask the oracle of the model in
+            each run, the first in one of five.
         first: the first seed.
         out: where failures and the coverage are written.
         device: `ledger`, or `cpu` for the real one.
     """
     with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
-        hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout, device)
+        hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout, device, 5 if profile == "quick" else 1)
+        if device == "ledger":
+            hunt.play_corpus()
         if profile == "quick":
             report = hunt.for_seeds(first, QUICK_RUNS if device == "ledger" else QUICK_RUNS // 10)
         else:
@@ -74,7 +77,7 @@ def rerun(path: Path, diagram: Path | None = None, regression: Path | None = Non
     """
     schedule = load(path)
     with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
-        outcome = run(ledger_checkpoint(Path(folder) / "ledger"), schedule, told=True)
+        outcome = run(ledger_checkpoint(Path(folder) / "ledger"), schedule, told=True, follow=True)
     rig_for(schedule.device).close_all()
     print(story_of(outcome))
     if diagram is not None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from quiesce.engine.api import AsyncEngine
 from quiesce.spec import MACHINES
 from quiesce.spec.language import ELSEWHERE, Error
-from quiesce.statemachine.gate import Transition
-from quiesce.statemachine.records import World
+from quiesce.statemachine.gate import Gate, Outcome, Transition
+from quiesce.statemachine.records import Record, World
 
 VERSION = 1
 Cell = tuple[str, str, str]
 """Machine, state, event."""
 
 
+@cache
 def declared_cells() -> dict[Cell, str]:
     """Every cell that somebody outside the engine's own promises can reach -> `moves`, `ignored` or `refused`.
 
@@ -64,14 +66,16 @@ class Coverage:
 
     def __init__(self) -> None:
         self.cells: Counter[Cell] = Counter()
+        """What the engine's own callers did."""
+        self.strays: Counter[Cell] = Counter()
+        """What came astray (`strays.py`)."""
+        self.astray = False
+        """What comes now comes astray."""
         self.edges: Counter[tuple[str, int, str]] = Counter()
         """Machine, row, state that the row was taken from."""
         self.pairs: Counter[tuple[str, str, str]] = Counter()
         self.states: set[int] = set()
         self.num_actions = self.num_transitions = 0
-
-    def asked(self, machine: str, state: str, event: str) -> None:
-        self.cells[machine, state, event] += 1
 
     def took(self, log: Iterable[Transition], last: dict[int, str]) -> None:
         """A pass's transitions; `last` remembers each record's event before."""
@@ -95,23 +99,39 @@ class Coverage:
             def checked(log: Any, check: Any = check, world: World = owner.world) -> None:
                 kept.extend(record for record, *_ in log)
                 self.took(log, last)
-                if world is engine._core.world:
+                if log and world is engine._core.world:
                     self.states.add(hash(abstract_state(world)))
                 check(log)
 
             owner.monitor.check = checked  # type: ignore[method-assign]
+            self._watch_gate(owner.gate)
+
+    def _watch_gate(self, gate: Gate) -> None:
+        """Counts what does not move, as the leader of a move or together with another."""
+        fall_back, cells, strays = gate._fall_back, self.cells, self.strays
+
+        def fell_back(record: Record, event: str, cell: Any, data: Any) -> Outcome:
+            (strays if self.astray else cells)[record.machine, record.state, event] += 1
+            return fall_back(record, event, cell, data)
+
+        gate._fall_back = fell_back  # type: ignore[method-assign]
 
     @property
     def num_cells(self) -> int:
-        declared = declared_cells()
-        return sum(cell in declared for cell in self.cells)
+        """Declared cells that were touched, by whomever."""
+        return sum(bool(self.cells[cell] or self.strays[cell]) for cell in declared_cells())
+
+    @property
+    def num_own_cells(self) -> int:
+        """Those that the engine's own callers touched."""
+        return sum(bool(self.cells[cell]) for cell in declared_cells())
 
     def to_json(self) -> dict[str, Any]:
         declared = declared_cells()
         return {
             "quiesce_coverage": VERSION,
             "actions": self.num_actions, "transitions": self.num_transitions, "states": len(self.states),
-            "cells": [[*cell, kind, self.cells[cell]] for cell, kind in declared.items()],
+            "cells": [[*cell, kind, self.cells[cell], self.strays[cell]] for cell, kind in declared.items()],
             "edges": [
                 [machine.name, number, str(source), self.edges[machine.name, number, str(source)]]
                 for machine in MACHINES for number, row in enumerate(machine.rows) for source in row.source
@@ -131,7 +151,7 @@ class Coverage:
 
     def missing(self) -> Iterator[Cell]:
         """Declared cells that nothing has touched."""
-        return (cell for cell in declared_cells() if not self.cells[cell])
+        return (cell for cell in declared_cells() if not self.cells[cell] and not self.strays[cell])
 
 
 def _rows(values: list[Any]) -> str:

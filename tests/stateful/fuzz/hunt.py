@@ -20,13 +20,26 @@ from pathlib import Path
 from typing import IO
 
 from quiesce.stateful.choices import Strategy
-from quiesce.stateful.fuzz.alphabet import CONFIG, SCHEDULE, STRATEGIES, drawn_actions, drawn_values
+from quiesce.stateful.fuzz.alphabet import (
+    CONFIG,
+    SCHEDULE,
+    STRATEGIES,
+    VERBS,
+    Action,
+    Nouns,
+    drawn_action,
+    drawn_actions,
+    drawn_values,
+)
+from quiesce.stateful.fuzz.corpus import CONFIGS, PROGRAMS, parse
 from quiesce.stateful.fuzz.coverage import Coverage, declared_cells
 from quiesce.stateful.fuzz.runs import Outcome, rig_for, run
 from quiesce.stateful.fuzz.schedule import Schedule
 from quiesce.stateful.fuzz.shrink import Shrinker
 
 TELL_EVERY_S = 10.0
+FROM_CORPUS = 0.15
+"""Of all programs, those that are one of the corpus, disturbed."""
 COLLECT_AFTER = 20_000
 """New objects between two looks of the garbage collector: runs leave cycles, and what they share is large."""
 
@@ -34,11 +47,22 @@ COLLECT_AFTER = 20_000
 def drawn_schedule(seed: int, device: str = "ledger") -> tuple[Schedule, Strategy]:
     """The run that a seed stands for."""
     rng = random.Random(seed)
-    actions = drawn_actions(rng)
+    actions = disturbed(rng) if rng.random() < FROM_CORPUS else drawn_actions(rng)
     schedule = Schedule(
         tuple(actions), (), drawn_values(CONFIG, rng.choice), **drawn_values(SCHEDULE, rng.choice), device=device
     )
     return schedule, STRATEGIES[seed % len(STRATEGIES)](seed)
+
+
+def disturbed(rng: random.Random) -> list[Action]:
+    """A program of the corpus with other actions between."""
+    nouns = Nouns()
+    actions = parse(rng.choice(tuple(PROGRAMS.values())), nouns)
+    for verb in rng.choices(tuple(VERBS), k=rng.choice((1, 2, 4, 8))):
+        action = drawn_action(verb, rng.choice, nouns)
+        if action is not None:
+            actions.insert(rng.randint(0, len(actions)), action)
+    return actions
 
 
 @dataclass(slots=True)
@@ -72,7 +96,7 @@ class Report:
         return (
             f"{self.num_runs} runs, {coverage.num_actions} operations, {coverage.num_actions / seconds:.0f}/s, "
             f"{coverage.num_actions / cpu_s:.0f} per CPU second; "
-            f"cells {coverage.num_cells} of {len(declared_cells())}, pairs {len(coverage.pairs)}, states {len(coverage.states)}; "
+            f"cells {coverage.num_cells} of {len(declared_cells())} ({coverage.num_own_cells} without strays), pairs {len(coverage.pairs)}, states {len(coverage.states)}; "
             f"{coverage.num_transitions} transitions checked; {len(self.findings)} kinds of failure"
         )
 
@@ -85,16 +109,36 @@ class Hunt:
         out: where failures are written; None: nowhere.
         progress: where the progress line goes.
         device: `ledger`, or `cpu` for the real one.
+        follow_every: the oracle of the model is asked in each so many runs; 0: never.
     """
 
-    def __init__(self, folder: Path, out: Path | None = None, progress: IO[str] | None = None, device: str = "ledger") -> None:
-        self.folder, self.out, self.progress, self.device = folder, out, progress, device
+    def __init__(
+        self,
+        folder: Path,
+        out: Path | None = None,
+        progress: IO[str] | None = None,
+        device: str = "ledger",
+        follow_every: int = 5,
+    ) -> None:
+        self.folder, self.out, self.progress, self.device, self.follow_every = folder, out, progress, device, follow_every
         self.report = Report()
         self._kinds: set[str] = set()
 
     def play(self, seed: int) -> Outcome:
         schedule, strategy = drawn_schedule(seed, self.device)
-        outcome = run(self.folder, schedule, strategy, coverage=self.report.coverage)
+        return self._judge(seed, run(self.folder, schedule, strategy, coverage=self.report.coverage, follow=self._follows()))
+
+    def play_corpus(self) -> None:
+        """The programs of the corpus as they are."""
+        for text in PROGRAMS.values():
+            for config in CONFIGS:
+                schedule = Schedule(tuple(parse(text)), (), config, device=self.device)
+                self._judge(-1, run(self.folder, schedule, coverage=self.report.coverage, follow=config == CONFIGS[0]))
+
+    def _follows(self) -> bool:
+        return self.follow_every > 0 and self.report.num_runs % self.follow_every == 0
+
+    def _judge(self, seed: int, outcome: Outcome) -> Outcome:
         self.report.num_runs += 1
         if outcome.problem is not None and (kind := kind_of(outcome)) not in self._kinds:
             self._kinds.add(kind)
@@ -102,7 +146,8 @@ class Hunt:
         return outcome
 
     def _keep(self, seed: int, outcome: Outcome) -> None:
-        shrinker = Shrinker(lambda schedule: run(self.folder, schedule), outcome.schedule)
+        follow = outcome.schedule.oracle == "model"
+        shrinker = Shrinker(lambda schedule: run(self.folder, schedule, follow=follow), outcome.schedule)
         finding = Finding(seed, shrinker.shrink(), shrinker.num_runs)
         if self.out is not None:
             finding.path = finding.schedule.save(self.out / f"{finding.schedule.oracle}-{seed}.json")

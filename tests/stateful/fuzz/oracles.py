@@ -1,13 +1,13 @@
 """Who notices that a run went wrong. Each oracle has a name, and says in one sentence what it saw; none of them stops the engine.
 
 Outside, as a client or an operator could: `history`, `tokens`, `answer`, `refusal`, `balance`, `hang`, `zombie`, `left`.
-Inside, as the engine itself: `failed` (it gave itself up: monitor, gate, device or pool), `log`, `pool`.
+Inside: `failed` (the engine gave itself up: monitor, gate, device or pool), `log`, and `model`: it is where the model cannot be (`on_path.py`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ from quiesce.engine.api import AsyncEngine
 from quiesce.engine.operations import Operation
 from quiesce.spec import CATALOG
 from quiesce.spec.language import ELSEWHERE
-from quiesce.stateful.fuzz.coverage import Coverage, abstract_state
+from quiesce.stateful.fuzz.coverage import abstract_state
+from quiesce.stateful.fuzz.on_path import OnPath
 from quiesce.statemachine.compile import Predicate, compile_guard
-from quiesce.statemachine.gate import Gate, RefusedTransition
+from quiesce.statemachine.gate import Gate, RefusedTransition, Transition
 from quiesce.statemachine.machine import NO_DATA
 from quiesce.statemachine.records import Record
 
@@ -58,8 +59,8 @@ def declared_error(record: Record, event: str, data: Any) -> str | None:
 class Oracles:
     """Watches one engine from its inside doors; what it finds goes to `problems`."""
 
-    def __init__(self, engine: AsyncEngine, coverage: Coverage | None = None) -> None:
-        self.engine, self.coverage = engine, coverage
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
         self.problems: list[Problem] = []
         self.is_wanted: Callable[[str], bool] = lambda request_id: True
         """Whether somebody asked for the end of the request with this id."""
@@ -91,7 +92,6 @@ class Oracles:
 
     def _watch(self, gate: Gate) -> None:
         fire = gate.fire
-        cells = None if self.coverage is None else self.coverage.cells
 
         def fired(record: Record, event: str, data: Any = NO_DATA) -> Any:
             state = record.state
@@ -100,10 +100,7 @@ class Oracles:
             except RefusedTransition as refusal:
                 self._judge(record, event, data, refusal, str(state))
                 raise
-            if not outcome.moved:
-                if cells is not None:
-                    cells[record.machine, state, event] += 1
-            elif event == "abort":
+            if outcome.moved and event == "abort":
                 request_id = record.name.partition("/")[0]
                 if not self.is_wanted(request_id):
                     self.found("history", f"{record.machine} {request_id} is aborted, which nobody wanted")
@@ -119,8 +116,21 @@ class Oracles:
             declared = found == str(refusal.error)
             self.expect("refusal", declared, f"{event} in {state} was refused {refusal.error}; declared is {found}")
         self._refusals.append((refusal, declared))
-        if self.coverage is not None:
-            self.coverage.asked(record.machine, state, str(event))
+
+    # ---- the model --------------------------------------------------------------------------------------------------------------
+
+    def watch_passes(self) -> OnPath:
+        """Holds each pass of the core against the model, once it is over."""
+        core = self.engine._core
+        path, transitions = OnPath(core.world), core.trace.transitions
+
+        def followed(now_s: float, number: int | None, log: Sequence[Transition]) -> None:
+            transitions(now_s, number, log)
+            if number is not None and (wrong := path.take(log)):
+                self.found("model", f"pass {number}: {wrong}")
+
+        core.trace.transitions = followed  # type: ignore[assignment, method-assign]
+        return path
 
     # ---- the operations ---------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from quiesce.stateful.fuzz.mistakes import MISTAKES
 from quiesce.stateful.fuzz.oracles import Oracles
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.fuzz.settled import check_settled, watch_zombies
+from quiesce.stateful.fuzz.strays import Strays, chosen
 from quiesce.stateful.loop import DeterministicLoop
 
 GATED = ("paused", "partially_awake", "sleeping")
@@ -35,6 +36,8 @@ ANSWERED_IN: Mapping[str, tuple[str, ...]] = {
 """Control calls -> the states that their answers may name."""
 ALL_DEADLINES_S = 10.0
 """By then every time to live, every lease and every deadline that an action carries is over."""
+FAILURES = (OSError, RuntimeError, errors.EngineError)
+"""What an engine can have failed of before it served: the faults of the alphabet, as they are."""
 PATIENCE = 30
 """Rounds in which a fair world must come to run again."""
 
@@ -42,8 +45,17 @@ PATIENCE = 30
 class Player:
     """One run's cast: clients, sessions, control calls, by the names that actions use."""
 
-    def __init__(self, loop: DeterministicLoop, engine: AsyncEngine, rig: Rig, oracles: Oracles, chronicle: Chronicle) -> None:
-        self.loop, self.engine, self.rig, self.oracles, self.chronicle = loop, engine, rig, oracles, chronicle
+    def __init__(
+        self, loop: DeterministicLoop, engine: AsyncEngine, rig: Rig, oracles: Oracles, chronicle: Chronicle, strays: Strays
+    ) -> None:  # fmt: skip
+        self.loop, self.engine, self.rig, self.oracles, self.chronicle, self.strays = (
+            loop,
+            engine,
+            rig,
+            oracles,
+            chronicle,
+            strays,
+        )
         self.clients: dict[str, Client] = {}
         self.sessions: dict[str, Session] = {}
         self.calls: dict[str, asyncio.Task[None]] = {}
@@ -66,7 +78,7 @@ class Player:
         self.others.append(asyncio.create_task(self._start()))
 
     async def _start(self) -> None:
-        with suppress(OSError, errors.EngineError):  # what it failed of
+        with suppress(*FAILURES):
             await self.engine.start()
 
     async def play(self, action: Action) -> None:
@@ -294,14 +306,21 @@ class Player:
             self.oracles.found("refusal", f"{text} was not refused at once")
         self.oracles.expect("refusal", self.oracles.facts() == before, f"{text} has changed something")
 
+    def do_stray(self, which: int, count: int) -> None:
+        before = self.oracles.facts()
+        for gate, record, event, cell in chosen(self.strays.options(), which, count):
+            wrong = self.strays.throw(gate, record, event)
+            self.oracles.expect("refusal", not wrong, wrong)
+            self.oracles.expect("refusal", self.oracles.facts() == before, f"a stray {' '.join(cell)} has changed something")
+
     # ---- faults ---------------------------------------------------------------------------------------------------------------
 
     def do_fail(self, what: str, tag: str, to: str, after: int) -> None:
         self.chronicle.note(f"fault: {what} {tag} {to}" if what == "move" else f"fault: {what}")
         self.rig.fail(what, tag, to, after)
 
-    def do_stall(self) -> None:
-        self.rig.stall()
+    def do_stall(self, what: str = "step") -> None:
+        self.rig.stall(what)
 
     def do_go_on(self) -> None:
         self.rig.go_on()
@@ -315,7 +334,7 @@ class Player:
         self.rig.heal()
         for client in self.clients.values():
             client.read_on()
-        with suppress(OSError, errors.EngineError):  # what it failed of
+        with suppress(*FAILURES):
             await self.engine._front.ask(AwaitReady)
         for seconds in (0.0, ALL_DEADLINES_S):
             self.loop.pass_time(seconds)

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from quiesce.engine.api import AsyncEngine
+from quiesce.engine.messages import Moved, StepOutput
 from quiesce.engine.tensor_files import expected_tensors
+from quiesce.spec.vocabulary import Tag
 from quiesce.stateful.driver import VOCAB_SIZE, ledger_config, ledger_engine
 from quiesce.stateful.fuzz.clients import Truth, ledger_truth
 from quiesce.stateful.ledger_device import true_tokens
 from quiesce.stateful.loop import DeterministicLoop
 
+MOVES = (*(f"{move} {tag}" for tag in Tag for move in ("unmap", "map")), "zero kv_cache", "load_weights", "load")
+"""What the ledger device calls its work on memory."""
 STEP_TIMEOUT_S = 1e6
 """Of the watchdog: beyond all other times, so that it bites only where a step was told to hang."""
 
@@ -99,9 +103,17 @@ class Rig:
             self._kill_core()
         elif what == "hang":
             self._hang()
+        elif what == "load":
+            device.load_error = OSError("no weights")
+            self.fatal.append("OSError")
+        elif what == "echo step":
+            if device.repeat(StepOutput):
+                self.fatal.append("RuntimeError")  # the device cannot be believed
+        elif what == "echo move":
+            device.repeat(Moved)
         elif what == "move":
             device.fail_move.add((tag, to))
-            if to in ("released", "zeroed"):  # of what is discarded, of which nothing is known then
+            if to == "zeroed":  # nothing is known of it then
                 self.fatal.append("OSError")
 
     def _hang(self) -> None:
@@ -119,16 +131,18 @@ class Rig:
 
         self.engine._core.step = die  # type: ignore[method-assign]
 
-    def stall(self) -> None:
-        """The step in flight, or else the next, does not complete, nor what is asked of the device behind it."""
-        name = self._next_work()
-        self._held.append(name)
-        self.loop.hold(name)
+    def stall(self, what: str = "step") -> None:
+        """Work does not complete, nor what is asked of the device behind it: the step in flight, or else the next; or every `move`."""
+        for name in self._work(what):
+            self._held.append(name)
+            self.loop.hold(name)
 
-    def _next_work(self) -> str:
+    def _work(self, what: str) -> tuple[str, ...]:
         """What the loop calls the work that is to stall."""
+        if what == "move":
+            return MOVES
         launched = self.device.launched
-        return f"step {launched[-1].step if launched else len(self.device.steps) + 1}"
+        return (f"step {launched[-1].step if launched else len(self.device.steps) + 1}",)
 
     def go_on(self) -> None:
         for name in self._held:

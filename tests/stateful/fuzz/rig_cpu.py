@@ -159,15 +159,13 @@ class CpuRig(Rig):
             self.fatal.append("OSError")
         elif what == "move" and to != "zeroed":
             device.fail_next[f"{to} {tag}"] = OSError("no memory")
-            if to == "released":
-                self.fatal.append("OSError")
         elif what == "core":
             self._kill_core()
         elif what == "hang":
             self._hang()
 
-    def _next_work(self) -> str:
-        return WORK
+    def _work(self, what: str) -> tuple[str, ...]:
+        return (WORK,)
 
     def _heal_device(self) -> None:
         self._cpu.fail_next.clear()

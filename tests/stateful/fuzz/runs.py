@@ -19,6 +19,7 @@ from quiesce.stateful.fuzz.player import Player
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.fuzz.schedule import Schedule
 from quiesce.stateful.fuzz.stock import check_balance, check_clients, check_engine, check_nothing_left, check_tokens
+from quiesce.stateful.fuzz.strays import Strays
 from quiesce.stateful.loop import Deadlock, DeterministicLoop, Livelock
 from quiesce.stateful.reports import unawaited_coroutines
 
@@ -60,28 +61,34 @@ def rig_for(device: str) -> type[Rig]:
 
 
 class Production:
-    """One run in the making: `act` and `finish`, or all of its schedule with `run`."""
+    """One run in the making: `act` and `finish`, or all of its schedule with `run`.
+
+    `follow`: the oracle of the model is asked, too, which takes half as long again.
+    """
 
     def __init__(
         self, folder: Path, schedule: Schedule, strategy: Strategy, *, coverage: Coverage | None = None,
-        monitor: bool = True, told: bool = False,
+        monitor: bool = True, told: bool = False, follow: bool = False,
     ) -> None:  # fmt: skip
         self.schedule = schedule
         self.loop = DeterministicLoop(strategy, adversarial=schedule.adversarial, timely=schedule.timely)
         self.chronicle = Chronicle(told)
         self.rig = rig_for(schedule.device)(folder, self.loop, schedule.config)
         engine = self.rig.engine
-        self.oracles = Oracles(engine, coverage)
+        self.oracles = Oracles(engine)
         self.listener = Listener()
         self.coverage = coverage
         if not monitor:
             engine._core.monitor.check = engine._front.monitor.check = lambda log: None  # type: ignore[method-assign]
             engine._core.gate.watch = None
+        strays = Strays(engine, coverage)
+        strays.watch()
         if coverage is not None:
             coverage.watch(engine)
+        self.path = self.oracles.watch_passes() if follow else None
         self.oracles.watch_gates()
         self.oracles.watch_operations(lambda: self.rig.places, lambda: self.rig.launched)
-        self.player = Player(self.loop, engine, self.rig, self.oracles, self.chronicle)
+        self.player = Player(self.loop, engine, self.rig, self.oracles, self.chronicle, strays)
         self.played: list[Action] = []
         self._coming: list[Action] = []
         self._begun = False
