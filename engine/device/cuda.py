@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class CudaDevice(WorkerDevice[CudaRunner]):
         self._stack = ExitStack()
         self._waiter: Waiter | None = None
         self._ended_s = 0.0
+
+    @property
+    def passes(self) -> Counter[str]:
+        """How its passes were done so far (`CudaRunner.counts`)."""
+        return Counter() if self._runner is None else self._runner.counts.copy()
 
     def _inside(self) -> AbstractContextManager[object]:
         return self._stack

@@ -100,7 +100,7 @@ class CudaRunner:
         self._graphs: dict[Shape, Callable[[], None]] = {}
         self._caught: dict[Shape, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self.counts: Counter[str] = Counter()
-        """Passes by how they were done: `graph`, `eager`, and `eager for want of a graph`."""
+        """Passes by how they were done: `graph`, `eager`, and `eager for want of a graph`; and graphs `captured`."""
         try:
             self._weights = Weights(info, dtype, functools.partial(self._make_arena, Tag.weights), ALIGNMENT)
             self._arenas[0].bytes.zero_()
@@ -187,6 +187,7 @@ class CudaRunner:
                 self._send(shape, self._staging[0], 0)
                 try:
                     self._graphs[shape] = self._platform.captured(functools.partial(self._whole, shape))
+                    self.counts["captured"] += 1
                 except RuntimeError as error:
                     logger.warning("no graph of %d rows: it cannot be captured: %s", rows, error)
 
