@@ -19,6 +19,7 @@ from quiesce.engine.checkpoint import ModelInfo, Rope, read_model_info
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cpu import CpuDevice
 from quiesce.engine.device.cuda import CudaDevice
+from quiesce.engine.device.cuda_runner import CudaRunner
 from quiesce.engine.device.dry_platform import DryPlatform
 from quiesce.engine.device.runner import Runner
 from quiesce.engine.messages import (
@@ -120,7 +121,7 @@ class Harness:
 
     @classmethod
     def generate(
-        cls, runner: Runner, prompt: Sequence[int], blocks: Sequence[int], count: int, chunk: int = 10_000
+        cls, runner: Runner | CudaRunner, prompt: Sequence[int], blocks: Sequence[int], count: int, chunk: int = 10_000
     ) -> list[int]:
         """Greedy tokens of one request by itself, its prompt in pieces of `chunk`."""
         tokens = list(prompt)

@@ -28,6 +28,11 @@ NORM, EMBED, UP = "model.norm.weight", "model.embed_tokens.weight", "model.layer
 ALL_PARTS = {"attention_bias": True, "output_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def tensors(harness: type[Harness]) -> Tensors:
     """Every tensor of the small model, as seeded noise in float32."""

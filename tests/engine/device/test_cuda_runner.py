@@ -1,0 +1,249 @@
+"""The CUDA runner on a dry platform, held against the CPU's: same weights, same steps, same tokens.
+
+Everything but the kernels and the driver is what runs on a GPU: buckets, padding, the one buffer, graphs (done again instead of
+replayed), tokens that stay on the device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.cuda_runner import CudaRunner, graph_sizes
+from quiesce.engine.device.cuda_step import Layout, Shape, StepTokens, input_layout
+from quiesce.engine.device.dry_platform import DryPlatform
+from quiesce.engine.device.runner import Landed, Runner
+from quiesce.engine.messages import FROM_DEVICE, Adjustment, StepInput
+
+if TYPE_CHECKING:
+    from tests.engine.device.conftest import Harness, Reference
+
+MODES: list[dict[str, Any]] = [{}, {"enforce_eager": True}, {"batch_invariant": True}]
+names = pytest.mark.parametrize("mode", MODES, ids=["graphs", "eager", "invariant"])
+
+
+def cuda_runner(config: EngineConfig, info: Any, num_blocks: int = 32, platform: DryPlatform | None = None) -> CudaRunner:
+    used = platform or DryPlatform()
+    return CudaRunner(config, info, num_blocks, used, lambda go_on: nullcontext(), lambda: None, progress=False)
+
+
+def spread(runner: Any) -> None:
+    """Makes dummy weights large, so that tokens depend on everything."""
+    for name, view in runner.weights.destinations.items():
+        if not name.endswith("norm.weight"):
+            view.mul_(6.0)
+
+
+@pytest.fixture
+def pair(harness: type[Harness]) -> Iterator[Callable[..., tuple[CudaRunner, Runner]]]:
+    made: list[Any] = []
+
+    def make(**changes: Any) -> tuple[CudaRunner, Runner]:
+        info = harness.info(**changes.pop("info", {}))
+        config = harness.config(**changes)
+        cuda, cpu = cuda_runner(config, info), Runner(config, info, 32, progress=False)
+        made.extend((cuda, cpu))
+        spread(cuda)
+        spread(cpu)
+        return cuda, cpu
+
+    yield make
+    for runner in made:
+        runner.close()
+
+
+def equal(found: Landed, expected: Landed) -> None:
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    assert found.faults == expected.faults
+    assert [(index, report.token_ids, report.ranks) for index, report in found.logprobs] == [
+        (index, report.token_ids, report.ranks) for index, report in expected.logprobs
+    ]
+    assert [report[:2] for report in found.prompt_logprobs] == [report[:2] for report in expected.prompt_logprobs]
+    pairs = [(a[-1], b[-1]) for a, b in zip(found.logprobs, expected.logprobs, strict=True)]
+    pairs += [(a[-1], b[-1]) for a, b in zip(found.prompt_logprobs, expected.prompt_logprobs, strict=True)]
+    for a, b in pairs:
+        assert np.allclose(a.logprobs, b.logprobs, atol=1e-4)
+
+
+def story(harness: type[Harness], rng: np.random.Generator) -> Iterator[StepInput]:
+    """Six requests of all kinds: prompts whole and in chunks, tokens told and taken from the device, filters and adjustments."""
+    prompts = [rng.integers(3, 96, int(length)).tolist() for length in (7, 1, 13, 4, 9, 2)]
+    blocks = [[5 * i + 1, 5 * i, 5 * i + 3, 5 * i + 2, 5 * i + 4] for i in range(6)]
+    heat = [
+        (0.0, 0, 1.0, 0.0),
+        (1.0, 0, 1.0, 0.0),
+        (0.8, 5, 1.0, 0.0),
+        (1.3, 0, 0.7, 0.0),
+        (1.0, 20, 0.9, 0.02),
+        (0.0, 0, 1.0, 0.0),
+    ]
+
+    def chunk(i: int, tokens: list[int], start: int, sample: bool = True) -> Any:
+        temperature, top_k, top_p, min_p = heat[i]
+        return harness.Chunk(
+            tokens, start, blocks[i], row=15 - 2 * i, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, key=rng.integers(0, 2**63).item() * 2 + i % 2,
+        )  # fmt: skip
+
+    asked = [
+        Adjustment(0, np.array(prompts[0]), 7, num_logprobs=3, num_prompt_logprobs=2),
+        Adjustment(1, bias_ids=np.array([4, 9]), bias=np.array([3.0, -2.0], np.float32), num_logprobs=0),
+    ]
+    yield harness.step(chunk(0, prompts[0], 0), chunk(1, prompts[1], 0), number=1, adjustments=asked)
+    yield harness.step(
+        chunk(2, prompts[2][:5], 0, sample=False), chunk(0, [FROM_DEVICE], 7), chunk(1, [FROM_DEVICE], 1), number=2
+    )
+    yield harness.step(
+        chunk(3, prompts[3], 0), chunk(0, [FROM_DEVICE], 8), chunk(2, prompts[2][5:], 5), chunk(1, [11], 2), number=3
+    )
+    yield harness.step(*(chunk(i, [FROM_DEVICE], start) for i, start in ((2, 13), (0, 9), (3, 4))), number=4)
+    yield harness.step(chunk(5, prompts[5], 0), chunk(4, prompts[4], 0), number=5)
+    penalised = [
+        Adjustment(1, np.array([*prompts[3], 5, 5, 9]), 4, 1.3, 0.4, 0.2, num_logprobs=2),
+        Adjustment(3, banned_ids=np.arange(90), num_logprobs=1),
+    ]
+    singles = [chunk(i, [FROM_DEVICE], start) for i, start in ((0, 10), (3, 5), (5, 2), (4, 9), (2, 14))]
+    yield harness.step(*singles, number=6, adjustments=penalised)
+    for number in range(7, 12):
+        starts = ((0, 11), (3, 6), (5, 3), (4, 10), (2, 15))
+        yield harness.step(*(chunk(i, [FROM_DEVICE], start + number - 7) for i, start in starts), number=number)
+
+
+@names
+@pytest.mark.parametrize("seed", range(3))
+def test_every_kind_of_step_gives_what_the_cpu_device_gives(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], mode: dict[str, Any], seed: int
+) -> None:
+    cuda, cpu = pair(**mode)
+    steps = list(story(harness, np.random.default_rng(seed)))
+    for step in steps:
+        equal(cuda.run(step), cpu.run(step))
+    kinds = {"eager"} if "enforce_eager" in mode else {"graph", "eager"}
+    assert {kind for kind, count in cuda.counts.items() if count} == kinds
+
+
+@pytest.mark.parametrize("info", [
+    {"tie_word_embeddings": False, "attention_bias": True, "output_bias": True, "mlp_bias": True},
+    {"qk_norm": False, "num_heads": 6, "num_kv_heads": 2},
+    {"num_heads": 2, "num_kv_heads": 2, "head_dim": 16},
+])  # fmt: skip
+def test_every_shape_of_model_gives_what_the_cpu_device_gives(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], info: dict[str, Any]
+) -> None:
+    cuda, cpu = pair(info=info)
+    for step in story(harness, np.random.default_rng(9)):
+        equal(cuda.run(step), cpu.run(step))
+
+
+@names
+def test_tokens_are_those_of_transformers(reference: Reference, harness: type[Harness], mode: dict[str, Any]) -> None:
+    runner = cuda_runner(harness.config(load_format="auto", **mode), reference.info)
+    blocks = list(range(31, 0, -1))
+    for chunk in (10_000, 3):
+        assert harness.generate(runner, reference.prompt, blocks, len(reference.tokens), chunk) == reference.tokens
+    runner.close()
+
+
+def test_tokens_of_every_family_are_those_of_transformers(family_reference: Reference, harness: type[Harness]) -> None:
+    runner = cuda_runner(harness.config(load_format="auto"), family_reference.info, 64)
+    tokens = harness.generate(runner, family_reference.prompt, list(range(64)), len(family_reference.tokens))
+    assert tokens == family_reference.tokens
+    runner.close()
+
+
+def test_graphs_and_eager_work_give_the_same_bits(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness]
+) -> None:
+    (graphs, _), (eager, _) = pair(), pair(enforce_eager=True)
+    for step in story(harness, np.random.default_rng(4)):
+        graphs.run(step)
+        eager.run(step)
+        assert torch.equal(graphs.kv[:, :, :32], eager.kv[:, :, :32])
+
+
+@names
+def test_nothing_is_read_that_is_not_the_requests_own_and_nothing_is_written(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], mode: dict[str, Any]
+) -> None:
+    """All KV is NaN before; afterwards the requests' own slots are not, and padding has touched the reserved block alone."""
+    cuda, cpu = pair(**mode)
+    cuda.kv.fill_(float("nan"))
+    written = torch.zeros(33, 4, dtype=torch.bool)
+    for step in story(harness, np.random.default_rng(5)):
+        equal(cuda.run(step), cpu.run(step))
+        tokens = StepTokens(step, 32, 4)
+        written.view(-1)[torch.from_numpy(tokens.slots)] = True
+    finite = cuda.kv.isfinite().all(-1)  # [layers, 2, blocks, heads, slots]
+    assert torch.equal(finite[:, :, :32], written[:32].view(1, 1, 32, 1, 4).expand_as(finite[:, :, :32]))
+
+
+def test_steps_read_late_are_read_right(pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness]) -> None:
+    """As they are on a GPU: a step is launched, and filled in, before the one in front of it has been read."""
+    cuda, cpu = pair()
+    steps = [step for step in story(harness, np.random.default_rng(6)) if not step.adjustments]
+    expected = [cpu.run(step) for step in steps]
+    flights = [cuda.launch(steps[0])]
+    for number, step in enumerate(steps[1:]):
+        flights.append(cuda.launch(step))
+        equal(flights[number].read(), expected[number])
+    equal(flights[-1].read(), expected[-1])
+
+
+def test_a_bucket_pads_to_the_next_size_and_the_largest_holds_every_decode_step(harness: type[Harness]) -> None:
+    assert graph_sizes(harness.config(max_num_seqs=1)) == [1]
+    assert graph_sizes(harness.config(max_num_seqs=20)) == [1, 2, 4, 8, 16, 20]
+    sizes = graph_sizes(harness.config(max_num_seqs=256))
+    assert (sizes[-2:], len(sizes)) == ([224, 256], 17)
+    runner = cuda_runner(harness.config(max_num_seqs=6), harness.info(), 32)
+    for count, bucket in ((1, 1), (2, 2), (3, 4), (5, 6), (6, 6)):
+        step = harness.step(*(harness.Chunk([5], 0, [i], row=i) for i in range(count)))
+        assert runner._shape(StepTokens(step, 32, 4))[0].tokens == bucket
+    runner.close()
+
+
+def test_short_requests_have_graphs_of_their_own(harness: type[Harness]) -> None:
+    """So that they do not launch the splits of the longest."""
+    runner = cuda_runner(harness.config(max_num_seqs=2), harness.info(max_position_embeddings=4096), 8)
+    step = harness.step(harness.Chunk([5], 0, [0]))
+    assert runner._shape(StepTokens(step, 8, 4))[0].width == 2048 // 4
+    assert sorted({shape.width for shape in runner._graphs}) == [512, 1024]
+    runner.close()
+
+
+def test_arrays_lie_apart_and_fit_the_buffer_whatever_the_step(harness: type[Harness]) -> None:
+    layout = input_layout(Shape(7, 3, 2, 4, 5))
+    arrays = layout.arrays(torch.zeros(layout.num_bytes, dtype=torch.uint8))
+    for number, array in enumerate(arrays.values(), 1):
+        assert array.ctypes.data % 4 == 0
+        array[...] = number
+    assert all((array == number).all() for number, array in enumerate(arrays.values(), 1))
+    nothing = Layout({})
+    assert (nothing.num_bytes, nothing.tensors(torch.empty(0, dtype=torch.uint8))) == (0, {})
+    runner = cuda_runner(harness.config(max_num_seqs=3, max_num_batched_tokens=11), harness.info(), 32)
+    for chunks, samples in ((0, 0), (1, 0), (1, 2), (2, 3), (3, 3)):
+        for tokens in range(max(1, 2 * chunks), 12):
+            shape = Shape(tokens, 3 - chunks, chunks, samples, 128)
+            assert input_layout(shape).num_bytes <= runner._input_bytes
+    runner.close()
+
+
+class NoCapture(DryPlatform):
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_decoding_without_a_graph_is_said_once_and_counted(harness: type[Harness], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "quiesce.device"):
+        runner = cuda_runner(harness.config(max_num_seqs=2), harness.info(), 32, NoCapture())
+        assert caplog.text.count("it cannot be captured") == 2
+        harness.generate(runner, [5, 9, 2], [0, 1, 2], 5)
+    assert caplog.text.count("operator by operator, which is slow") == 1
+    assert (runner.counts["eager for want of a graph"], runner.counts["graph"]) == (4, 0)
+    runner.close()
