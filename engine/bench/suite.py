@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from quiesce.engine.bench import decode, gate, host, lifecycle, mixed
+from quiesce.engine.bench import decode, gate, host, http, lifecycle, mixed
 from quiesce.engine.bench.peer_process import PeerError, PeerProcess, missing
 from quiesce.engine.bench.result import VERSION, Figure, machine_facts, table
 
-ROWS: Final = ("gate", "host", "lifecycle", "decode", "mixed")
+ROWS: Final = ("gate", "host", "lifecycle", "http", "decode", "mixed")
 AGAINST_A_PEER: Final = {"decode": decode.measure, "mixed": mixed.measure}
 
 
@@ -26,6 +26,8 @@ def measure(rows: Sequence[str], quick: bool) -> Iterator[Figure]:
         yield from host.measure(quick)
     if "lifecycle" in rows:
         yield from lifecycle.measure(quick)
+    if "http" in rows:
+        yield from http.measure(quick)
     wanted = [row for row in AGAINST_A_PEER if row in rows]
     if not wanted:
         return
