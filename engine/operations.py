@@ -26,7 +26,6 @@ from quiesce.spec.vocabulary import (
     MemoryEvent,
     MemoryState,
     OperationState,
-    Policy,
     Tag,
     TokenOwner,
     TokenState,
@@ -243,10 +242,10 @@ class Operations:
     # ---- what the device and the requests report -------------------------------------------------------------------------------
 
     def moved(self, move: Moved) -> None:
-        """A tag's arena has left, has come back, or could not.
+        """A tag's arena has left, has come back, or could not; what could not is as before.
 
         Raises:
-            Exception: memory that was to be discarded, or zeroed, could not be: nothing is known of it any more.
+            Exception: memory could not be zeroed: nothing is known of it any more.
         """
         tag = Tag(move.tag)
         if move.to == "zeroed" and move.error is not None:
@@ -255,8 +254,6 @@ class Operations:
             self.lifecycle.kv_ready()
         elif move.to == "restored":
             (self.lifecycle.restored if move.error is None else self.lifecycle.restore_failed)(tag)
-        elif move.error is not None and self.world.memory[tag].policy == Policy.discard:
-            raise move.error
         else:
             (self.lifecycle.released if move.error is None else self.lifecycle.release_failed)(tag)
         kind = Kind.sleep if move.to == "released" else Kind.wake_up
@@ -332,7 +329,6 @@ class Operations:
                 self.lifecycle.give_up(operation)
 
     def _end_with_the_engine(self) -> None:
-        self.ttl_s.clear()
         for operation in list(self.by_key.values()):
             if operation.kind != Kind.shutdown and operation.state == OperationState.acting:
                 operation.error = errors.TransitionConflict("stopped", operation.kind, superseded_by="shutdown")

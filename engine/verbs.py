@@ -86,8 +86,8 @@ class Verbs:
 
     def _moves(self, operation: Operation, opposite: Kind) -> bool:
         """Whether an operation of the opposite kind moves what this one names, or all there is. It ends first, or it never would."""
-        if self.world.engine.state == EngineState.draining:
-            return False  # nothing moves yet: the tables say who withdraws whom
+        if self.world.engine.state not in (EngineState.partially_awake, EngineState.sleeping):
+            return False  # nothing moves yet, or never again: the tables say what becomes of the call
         names_none = not (operation.names_weights or operation.names_kv)
         begun = (OperationState.draining, OperationState.acting)
         return any(
@@ -136,13 +136,16 @@ class Verbs:
         """For calls whose own tables do not know of the engine's end.
 
         Raises:
-            Unavailable, EngineDead: stopping, stopped or failed.
+            Unavailable: stopping.
+            EngineDead: stopped or failed.
         """
         state = self.world.engine.state
         if state == EngineState.failed:
             raise errors.EngineDead(str(state), "shutdown, then start a new engine")
-        if state in (EngineState.stopping, EngineState.stopped):
-            raise errors.Unavailable(str(state), "start a new engine")
+        if state == EngineState.stopped:
+            raise errors.EngineDead(str(state), "start a new engine")
+        if state == EngineState.stopping:
+            raise errors.Unavailable(str(state), "it is shutting down: start a new engine")
 
     def begin_load_weights(self, operation: Operation) -> bool:
         self._require_alive()
@@ -223,6 +226,7 @@ class Verbs:
         heir = next((other for other in self._draining() if other.kind == Kind.pause and other.asked.owner == owner), None)
         if heir is not None:
             heir.took_token |= operation.took_token
+            heir.changed |= operation.changed  # what was done is done for its sake now
         elif operation.took_token:
             self.lifecycle.resume(owner)
             self.operations.token_released(owner, "deadline")
@@ -237,4 +241,6 @@ class Verbs:
             self.lifecycle.wake_up("both")  # level 0: a pause under the name `sleep`
         for other in others:
             other.took_token |= operation.took_token
+            before = self._facts()
             self.lifecycle.sleep(other.asked.mode or mode, other.asked.weights, other.asked.kv_cache)
+            other.changed |= before != self._facts()

@@ -88,7 +88,9 @@ def _valid(view: View, action: Action, instance: str) -> Expr:
     if after(action, resident) == resident:
         return TRUE
     arrives = conj([neg(resident), after(action, resident)])
-    if action.machine == "memory" and action.event.name in ("restored", "release_failed"):
+    if happens(action, "memory", "release_failed"):
+        return implies(arrives, view.guard("state == releasing", "memory", instance))
+    if happens(action, "memory", "restored"):
         return implies(arrives, view.guard("policy == offload", "memory", instance))
     if happens(action, "memory", "kv_ready"):
         return implies(arrives, view.guard("engine.state == partially_awake") if instance == "kv_cache" else FALSE)

@@ -309,7 +309,7 @@ LINK = Surroundings(
         "gate_open": ("admission.state == accept", SEES + "what a drain lets run on may start later here, and ends all the same"),
         "holds_abort": ("admission.state == sweep", "the admission column says it"),
         "engine.state == stopping": ("admission.state == sweep", "the admission column says it"),
-        "engine.state in (failed, stopping, stopped)": ("admission.state == sweep", "the admission column says it"),
+        "engine.state in (failed, stopped)": ("admission.state == sweep", "the admission column says it"),
         "engine.goal == stop": ("admission.state == sweep", "the admission column says it"),
         "free > 0": ("true", SEES + "blocks come home (L2b in the engine's world)"),
         "begun": ("false", SEES + "what has begun and waits may be swept here, too: more is allowed"),

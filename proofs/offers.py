@@ -83,7 +83,7 @@ MEMORY = {
                " and not any_request(each.state in (draining, retracting))"
                " and (policy == offload or not any_request(each.state == running))))",
     "released": "state == releasing",
-    "release_failed": "state == releasing and policy == offload",
+    "release_failed": "state == releasing",
     "restored": "state == restoring",
     "restore_failed": "state == restoring",
     "kv_ready": "tag == kv_cache and state == undefined and engine.state == partially_awake",

@@ -13,7 +13,8 @@ from quiesce.spec.vocabulary import Goal
 
 PASS = "the pass runs its boundary rows to a fixpoint before it takes the next call"
 GATED = (S.starting, S.draining, S.paused, S.sleeping, S.partially_awake)
-ENDING = (S.stopping, S.stopped)
+CALLS = (E.pause, E.resume, E.sleep, E.wake_up, E.clear, E.begin_update)
+"""What is asked of an engine that serves or will serve again; whatever else ends it."""
 WAIT_CAN_RISE = "(event.mode != wait or not granted or not begun_left)"
 NOT_CLEARING = "pause_token[clear].state == free"
 LEVEL_0 = "event.weights == none and event.kv_cache == none"
@@ -26,6 +27,7 @@ OTHER_POLICY = ("((event.weights == offload and memory[weights].policy == discar
                 " or (event.kv_cache == discard and memory[kv_cache].policy == offload))")
 WITHDRAW_SLEEP = ("pause_token[sleep].release", "memory[*].deselect")
 NEW_ENGINE = "start a new engine"
+SHUTS_DOWN = f"it is shutting down: {NEW_ENGINE}"
 RESUME_OWNERS = "resume the listed owners, or use abort or keep"
 FINISH_UPDATE = "finish_weight_update or abort_weight_update"
 
@@ -171,41 +173,38 @@ MACHINE = Machine(
     refused=(
         Refused(E.ready, ELSEWHERE, Error.defect, "loading ends once"),
         Refused(E.ready_empty, ELSEWHERE, Error.defect, "loading ends once"),
-        Refused(E.pause, GATED, Error.Unavailable, NEW_ENGINE, when="goal == stop"),
+        Refused(E.pause, GATED, Error.Unavailable, SHUTS_DOWN, when="goal == stop"),
         Refused(E.pause, GATED, Error.TransitionConflict, RESUME_OWNERS),
-        Refused(E.pause, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.pause, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
-        Refused(E.resume, GATED, Error.Unavailable, NEW_ENGINE),
-        Refused(E.resume, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.resume, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
-        Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
+        Refused(E.resume, GATED, Error.Unavailable, SHUTS_DOWN),
+        Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.Unavailable, SHUTS_DOWN, when="goal == stop"),
         Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, FINISH_UPDATE, when="update_open or goal == update"),
         Refused(E.sleep, (S.draining, S.paused), Error.TransitionConflict, "await the clear", when=f"not {NOT_CLEARING} and not ({LEVEL_0})"),
         Refused(E.sleep, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, RESUME_OWNERS),
         Refused(E.sleep, (S.sleeping,), Error.TransitionConflict, "wake_up first: what is away left under another policy", when=OTHER_POLICY),
         Refused(E.sleep, (S.starting,), Error.Unavailable, "await ready"),
-        Refused(E.sleep, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.sleep, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
         Refused(E.wake_up, (S.starting,), Error.Unavailable, "await ready"),
-        Refused(E.wake_up, (S.draining,), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
+        Refused(E.wake_up, (S.draining,), Error.Unavailable, SHUTS_DOWN, when="goal == stop"),
         Refused(E.wake_up, (S.draining,), Error.TransitionConflict, "await the sleep, or wake all that it chose", when=f"goal == sleep and not {NAMES_ALL}"),
         Refused(E.wake_up, (S.sleeping, S.partially_awake), Error.InvalidRequest, "name weights, kv_cache or both"),
-        Refused(E.wake_up, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.wake_up, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
-        Refused(E.clear, (S.draining,), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
+        Refused(E.clear, (S.draining,), Error.Unavailable, SHUTS_DOWN, when="goal == stop"),
         Refused(E.clear, (S.draining, S.paused), Error.TransitionConflict, "await the operation that drains"),
         Refused(E.clear, (S.starting,), Error.Unavailable, "await ready"),
         Refused(E.clear, (S.partially_awake, S.sleeping), Error.TransitionConflict, "wake_up"),
-        Refused(E.clear, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.clear, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
         Refused(E.begin_update, (S.starting,), Error.Unavailable, "await ready"),
-        Refused(E.begin_update, (S.draining,), Error.Unavailable, NEW_ENGINE, when="goal == stop"),
+        Refused(E.begin_update, (S.draining,), Error.Unavailable, SHUTS_DOWN, when="goal == stop"),
         Refused(E.begin_update, (S.draining,), Error.TransitionConflict, "await or withdraw the sleep", when="goal == sleep"),
         Refused(E.begin_update, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, FINISH_UPDATE, when="update_open or goal == update"),
         Refused(E.begin_update, (S.draining, S.paused, S.partially_awake), Error.TransitionConflict, RESUME_OWNERS),
         Refused(E.begin_update, (S.sleeping,), Error.TransitionConflict, "wake_up(['weights'])"),
-        Refused(E.begin_update, ENDING, Error.Unavailable, NEW_ENGINE),
-        Refused(E.begin_update, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
+        *(
+            refused
+            for call in CALLS
+            for refused in (
+                Refused(call, (S.stopping,), Error.Unavailable, SHUTS_DOWN),
+                Refused(call, (S.stopped,), Error.EngineDead, NEW_ENGINE),
+                Refused(call, (S.failed,), Error.EngineDead, "shutdown, then start a new engine"),
+            )
+        ),
         Refused(E.shutdown, (S.failed,), Error.defect, "the pass in which the engine failed has answered everybody"),
         *(
             Refused(event, ELSEWHERE, Error.defect, "the core looks for it only where it can be")

@@ -6,8 +6,8 @@ A machine is a list of events and, for every cell (state, event), one decision:
     Ignored   the event is harmless here; the reason is written down
     Refused   the event is illegal here; the caller is told what to call first
 
-The first row whose guard holds is taken. Where a cell has rows and no guard holds, its `Ignored` or `Refused` entry decides; an
-event of the core, the device, a timer or the environment simply waits. `ELSEWHERE` stands for every state not otherwise decided.
+The first row whose guard holds is taken. Where a cell has rows and no guard holds, its `Ignored` or `Refused` entry decides; without
+one the event waits, as none of a client or an operator may. `ELSEWHERE` stands for every state not otherwise decided.
 
 Guards (`when`), updates (`sets`) and joint moves (`also`) are texts in the closed grammar of `spec/guards.py`. Everything is checked
 when `spec` is imported: a malformed table is refused with its file, its row and the reason (`spec/check.py`).

@@ -56,7 +56,7 @@ MACHINE = Machine(
             also=("weights.lose",)),
         Row(E.released, (S.releasing,), S.released, "the KV is gone, and with it every prefix hash (R28)",
             when="policy == discard and tag == kv_cache", effects=("drop_prefix_index",)),
-        Row(E.release_failed, (S.releasing,), S.resident, "rolled back; nothing was lost", when="policy == offload", sets=("policy := none",)),
+        Row(E.release_failed, (S.releasing,), S.resident, "rolled back; nothing was lost, nor given back", sets=("policy := none",)),
         Row(E.restore, (S.released,), S.restoring, "only what is released is woken (R26)",
             when="not update_open and (tag == weights or not any_request(each.state in (draining, retracting)))", effects=("map",)),
         Row(E.restored, (S.restoring,), S.resident, "the content is back", when="policy == offload", sets=("policy := none",)),

@@ -95,7 +95,7 @@ PROPERTIES = (
     Property("T7_clean_rollback", M, "An update is undone cleanly exactly if its base was whole and not one byte is written.", (MODEL, PROOF)),
     Property("T7_content_is_lost_for_a_reason", M, "Stable weights lose their content only by an empty start, a discard, or the end.", (MODEL, PROOF)),
     Property("T7_prefix_goes_with_its_kv", M, "The prefix index is dropped where the KV behind it goes, and nowhere else.", (MODEL, PROOF)),
-    Property("T8_resident_for_a_reason", M, "A tag is valid only after a whole copy, a reload, zeroing, or a copy out that failed.", (MODEL, PROOF),
+    Property("T8_resident_for_a_reason", M, "A tag is valid only after a whole copy, a reload, zeroing, or a release that failed.", (MODEL, PROOF),
              machine="memory"),
     Property("T9_legal_engine_moves", M, "The engine moves only along the edges of its diagram.", (MODEL, PROOF)),
     Property("T9_goal_is_kept", M, "A drain ends where its goal says; a call sets its own goal; a stop is never given up.", (MODEL, PROOF)),

@@ -113,7 +113,8 @@ MACHINE = Machine(
         Ignored(E.device_fault, (S.draining, S.ended, S.absent), "its client has the terminal"),
     ),
     refused=(
-        Refused(E.submit, (S.absent,), Error.EngineDead, "start a new engine", when="engine.state in (failed, stopping, stopped)"),
+        Refused(E.submit, (S.absent,), Error.EngineDead, "start a new engine", when="engine.state in (failed, stopped)"),
+        Refused(E.submit, (S.absent,), Error.Unavailable, "it is shutting down: start a new engine", when="engine.state == stopping or engine.goal == stop"),
         Refused(E.submit, (S.absent,), Error.Unavailable, "wait until the engine is running, or resume what holds it"),
         Refused(E.submit, ELSEWHERE, Error.DuplicateRequest, "wait for the terminal of the request that has this id"),
         Refused(E.eos, ELSEWHERE, Error.defect, "no step names a request that holds no block"),

@@ -51,7 +51,8 @@ MACHINE = Machine(
         Ignored(E.request_ended, ELSEWHERE, "the core is gone: its turns are over already"),
     ),
     refused=(
-        Refused(E.open, (S.absent,), Error.Unavailable, "start a new engine"),
+        Refused(E.open, (S.absent,), Error.EngineDead, "start a new engine", when="link.state == down"),
+        Refused(E.open, (S.absent,), Error.Unavailable, "the core cannot be reached; retry when the link is up"),
         Refused(E.open, ELSEWHERE, Error.defect, "session ids are chosen by the engine"),
         Refused(E.turn, (S.idle, S.active), Error.TransitionConflict, "await or abort the turn in hand; it is untouched"),
         Refused(E.turn, (S.closing,), Error.TransitionConflict, "open_session"),

@@ -67,6 +67,7 @@ MACHINE = Machine(
         Ignored(E.fail, (S.closed,), "nothing is owed"),
     ),
     refused=(
+        Refused(E.call, (S.closed,), Error.EngineDead, "start a new engine", when="link.state == down"),
         Refused(E.call, (S.closed,), Error.Unavailable, "the core cannot be reached; retry when the link is up"),
         Refused(E.call, ELSEWHERE, Error.DuplicateRequest, "wait for the terminal of the request that has this id"),
         Refused(E.ack, ELSEWHERE, Error.defect, "an opening is answered once"),

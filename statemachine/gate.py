@@ -186,16 +186,11 @@ class Gate:
 
     def _fall_back(self, record: Record, event: str, cell: Cell, data: Data) -> Outcome:
         fallback = cell.fallback
-        if fallback.waits or (cell.moves and fallback.ignored is None and self._is_internal(record, event)):
-            return WAITS
         for guard, entry in fallback.refused:
             if guard is None or guard(record, data):
                 kind = IllegalTransition if entry.error is Error.defect else RefusedTransition
                 raise kind(record, event, entry, self.allowed(record))
-        return Outcome(False, reason=fallback.ignored or "")
-
-    def _is_internal(self, record: Record, event: str) -> bool:
-        return self.machines[record.machine].table.event(event).owner not in ("client", "operator")
+        return WAITS if fallback.ignored is None else Outcome(False, reason=fallback.ignored)
 
 
 def instances(world: World, joint: Joint, data: Data) -> Iterable[Record]:

@@ -77,11 +77,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What decides a cell when no move is possible."""
+    """What decides a cell when no move is possible; empty: the event waits."""
 
     ignored: str | None = None
     refused: tuple[tuple[Predicate | None, spec.Refused], ...] = ()
-    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class LifecycleMachine(Machine):
     def _fallback(self, event: str, entries: list[spec.Row | spec.Ignored | spec.Refused]) -> Fallback:
         refused = tuple((compile_guard(self.table.name, e.when), e) for e in entries if isinstance(e, spec.Refused))
         ignored = next((entry.reason for entry in entries if isinstance(entry, spec.Ignored)), None)
-        return Fallback(ignored, refused, waits=not refused and ignored is None)
+        return Fallback(ignored, refused)
 
     def _refuse_change(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise RuntimeError(f"{self.table.name} is sealed: change the row in {self.table.file} instead")

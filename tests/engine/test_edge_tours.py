@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from quiesce.engine.cli import main
-from quiesce.engine.errors import EngineError, Unavailable
+from quiesce.engine.errors import EngineDead, EngineError
 from quiesce.proofs.path import Call, Path
 from quiesce.proofs.tours import Abstraction, cause_of
 from quiesce.proofs.world import World
@@ -120,8 +120,9 @@ CALLS = (
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_in_the_pass_in_which_the_engine_stops_is_unavailable(seen: Abstraction, name: str) -> None:
-    """Afterwards there is no core to ask, and the front end answers for it: `EngineDead`."""
+def test_a_call_in_the_pass_in_which_the_engine_stops_is_told_what_the_front_end_says_afterwards(
+    seen: Abstraction, name: str
+) -> None:
     loop = DeterministicLoop(timely=True)
     told: list[Any] = []
 
@@ -138,4 +139,4 @@ def test_a_call_in_the_pass_in_which_the_engine_stops_is_unavailable(seen: Abstr
         await stage.finish()
 
     loop.run(main())
-    assert type(told[0]) is Unavailable, told
+    assert type(told[0]) is EngineDead, told

@@ -86,13 +86,37 @@ def test_what_is_called_while_the_rest_of_a_failed_move_is_on_its_way_waits_for_
     run(ledger_folder, body)
 
 
-@pytest.mark.parametrize(("tag", "to"), [("weights", "released"), ("kv_cache", "released"), ("kv_cache", "zeroed")])
+@pytest.mark.parametrize("tag", ["weights", "kv_cache"])
+def test_a_discard_that_fails_loses_nothing_and_may_be_tried_again(ledger_folder: Path, tag: str) -> None:
+    async def body(world: World) -> None:
+        clients = some_clients(3)
+        tasks = await streaming(world, *clients, step=5)
+        world.device.fail_move.add((tag, "released"))
+        sleeping = await begun(world, world.engine.sleep(level=2, mode="keep"))
+        world.loop.release("step 5")
+        await asyncio.wait([sleeping])
+        assert isinstance(sleeping.exception(), errors.Unavailable)
+        await world.loop.wait_settled()
+        away = {name: "resident" if name == tag else "released" for name in HERE}
+        assert facts(world)[:3] == ("partially_awake", {"sleep": "keep"}, away)
+        await world.engine.wake_up()
+        if tag == "weights":
+            await asyncio.gather(*tasks)
+            assert [client.tokens for client in clients] == [client.truth for client in clients], "the weights are whole"
+        else:
+            assert facts(world)[:3] == ("partially_awake", {"sleep": "keep"}, HERE | {"weights": "undefined"}), (
+                "as after any discard"
+            )
+
+    run(ledger_folder, body)
+
+
 def test_memory_of_which_nothing_is_known_any_more_fails_the_engine_and_everybody_is_answered(
-    ledger_folder: Path, tag: str, to: str, caplog: pytest.LogCaptureFixture
+    ledger_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body(world: World) -> None:
         engine = world.engine
-        world.device.fail_move.add((tag, to))
+        world.device.fail_move.add(("kv_cache", "zeroed"))
         clients = some_clients(3)
         tasks = await streaming(world, *clients, step=5)
         calls = [await begun(world, engine.sleep(level=2, mode="keep"))]
@@ -101,8 +125,6 @@ def test_memory_of_which_nothing_is_known_any_more_fails_the_engine_and_everybod
         await asyncio.wait([*calls, *tasks])
         assert engine.status().engine == "failed"
         assert {client.finish_reason for client in clients} == {"error"}
-        last = calls[-1] if to == "zeroed" else calls[0]
-        assert isinstance(last.exception(), errors.EngineDead)
         assert isinstance(calls[1].exception(), errors.EngineDead)
         dead = (engine.pause(), engine.resume(), engine.sleep(), engine.wake_up(), engine.begin_weight_update(), engine.load_weights([]),
                 engine.finish_weight_update(), engine.abort_weight_update(), engine.weights_checksum(), engine.reset_prefix_cache(),
@@ -141,6 +163,33 @@ def test_a_shutdown_waits_for_copies_and_answers_everybody(ledger_folder: Path, 
             assert found.superseded_by == "shutdown"
         with pytest.raises(errors.EngineDead):
             await world.ask(Client("late", prompt_of(0, 4), 2))
+
+    run(ledger_folder, body)
+
+
+@pytest.mark.parametrize("held", ["unmap kv_cache", "map kv_cache"])
+def test_nobody_waits_for_an_engine_that_stops(ledger_folder: Path, held: str) -> None:
+    """A copy is on its way, and the engine stops when it has ended: whatever is called meanwhile is refused at once."""
+
+    async def body(world: World) -> None:
+        engine = world.engine
+        world.loop.hold(held)
+        moving = await begun(world, engine.sleep())
+        if moving.done():
+            moving = await begun(world, engine.wake_up())
+        stopping = await begun(world, engine.shutdown())
+        assert engine.status().engine == "stopping"
+        calls = (engine.pause(), engine.resume(), engine.sleep(), engine.sleep(level=0), engine.wake_up(), engine.wake_up(["kv_cache"]),
+                 engine.begin_weight_update(), engine.update_weights([]), engine.reset_prefix_cache(True), engine.weights_checksum(),
+                 world.ask(Client("late", prompt_of(0, 4), 2)))  # fmt: skip
+        for call in calls:
+            asked = await begun(world, call)
+            assert asked.done(), "it would be told only when the copy has ended"
+            assert type(asked.exception()) is errors.Unavailable
+            assert "it is shutting down" in str(asked.exception())
+        world.loop.release(held)
+        assert (await stopping).state == "stopped"
+        assert isinstance((await asyncio.gather(moving, return_exceptions=True))[0], errors.TransitionConflict)
 
     run(ledger_folder, body)
 

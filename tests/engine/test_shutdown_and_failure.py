@@ -28,7 +28,7 @@ def test_shutdown_lets_what_runs_run_and_aborts_what_never_began(ledger_folder: 
         await world.loop.wait_settled()
         status = world.engine.status()
         assert (status.engine, status.admission, status.pause_owners["shutdown"]) == ("draining", "reject", "wait")
-        with pytest.raises(errors.Unavailable, match="draining"):
+        with pytest.raises(errors.Unavailable, match="draining; it is shutting down"):
             await world.ask(Client("late", prompt_of(9, 4), 1))
         world.loop.release("step 2")
         await asyncio.gather(*tasks)

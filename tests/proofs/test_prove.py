@@ -16,8 +16,8 @@ from quiesce.spec import PROPERTIES
 from quiesce.spec.language import Fairness, Judge, Modality
 from quiesce.statemachine.trace import spec_hash
 
-STATES, EDGES = 468_745, 8_516_770
-ONE_PASS_STATES, ONE_PASS_EDGES = 179_568, 901_045
+STATES, EDGES = 468_745, 8_553_346
+ONE_PASS_STATES, ONE_PASS_EDGES = 179_568, 904_655
 
 
 def judged(one_pass: bool = False) -> explorer.Verdict:

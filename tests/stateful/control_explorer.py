@@ -107,7 +107,7 @@ class Run:
             self.faulty = True
         else:
             self.device.fail_move.add((tag, to))
-            self.fatal |= to in ("released", "zeroed")  # of what is discarded
+            self.fatal |= to == "zeroed"
 
     async def do_call(self, verb: str, cancel_after: int | None = None, **given: Any) -> None:
         """A control call, and what is true of its answer."""
