@@ -29,7 +29,7 @@ from quiesce.spec.vocabulary import (
 )
 from quiesce.statemachine.compile import Data
 from quiesce.statemachine.effects import Effect
-from quiesce.statemachine.gate import Gate, Outcome
+from quiesce.statemachine.gate import Gate, Outcome, Transition
 from quiesce.statemachine.machine import NO_DATA
 from quiesce.statemachine.records import OperationRecord, Record, RequestRecord, StepRecord, World
 
@@ -56,6 +56,8 @@ class Lifecycle:
         self._seen: tuple[object, ...] = ()
         self._marked: dict[int, RequestRecord] = {}
         """Requests with a mark: the next pass sees to them."""
+        self._settled: tuple[list[Transition], int] = ([], -1)
+        """The gate's log and its length when nothing moved any more: what guards read changes through the gate alone."""
         looks: list[tuple[str, Callable[[], bool]]] = [
             (event.value, getattr(self, event.value)) for _, event in PASS_ORDER if hasattr(self, event.value)
         ]
@@ -65,6 +67,9 @@ class Lifecycle:
 
     def settle(self) -> None:
         """Fires the boundary rows to a fixpoint, in the declared order (rule R1)."""
+        log, length = self._settled
+        if log is self.gate.log and length == len(log):
+            return
         if self.world.engine.state == EngineState.running:
             self._fresh.clear()
             self._seen = ()
@@ -74,6 +79,7 @@ class Lifecycle:
             running = self.world.engine.state == EngineState.running
             for look in self._looks if not running else self._looks_when_running if self._marked else self._looks_when_steady:
                 moved |= look()
+        self._settled = (self.gate.log, len(self.gate.log))
 
     def _fire(self, record: Record, event: str, data: Data = NO_DATA) -> Outcome:
         outcome = self.gate.fire(record, event, data)
