@@ -1,7 +1,7 @@
 """The peer: Hugging Face transformers in a process of its own, which takes orders as JSON lines on stdin and answers on stdout.
 
-The only file of the engine that imports torch and transformers outside `engine/device`: it is never imported, only run
-(`python -m quiesce.engine.bench.peer FOLDER`). Orders: `{"do": "make" | "load" | "generate" | "serve" | "quit", ...}`; an answer is
+Nothing that serves imports it: it is run (`python -m quiesce.engine.bench.peer FOLDER`), or asked by `make gpu` in a process that
+measures. Orders: `{"do": "make" | "load" | "generate" | "serve" | "quit", ...}`; an answer is
 `{"seconds": ..., "cpu_seconds": ..., ...}` or `{"error": ...}`.
 """
 
@@ -46,15 +46,18 @@ class Peer:
         return {"num_weights": sum(p.numel() for p in model.parameters()), "transformers": self.transformers.__version__}
 
     def do_load(self, dtype: str) -> dict[str, Any]:
-        self.model = self.transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(self.torch, dtype))
-        self.model.eval()
+        self.adopt(self.transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(self.torch, dtype)))
+        return {}
+
+    def adopt(self, model: Any) -> None:
+        """Takes a model of transformers', wherever it is."""
+        self.model = model.eval()
         self.model.generation_config.eos_token_id = None  # every answer has its full length
         self.model.generation_config.pad_token_id = 0
-        return {}
 
     def do_generate(self, prompts: list[list[int]], output_len: int) -> dict[str, Any]:
         """`generate` on one batch of prompts of equal length; seconds of the decode steps alone, from a run with one token less prefill."""
-        ids = self.torch.tensor(prompts)
+        ids = self.torch.tensor(prompts, device=self.model.device)
         stamps: list[float] = []
         cpu: list[float] = []
 
