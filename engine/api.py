@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -28,11 +30,12 @@ from quiesce.engine.outputs import AbortResult, RequestOutput, Status, Transitio
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import Session
 from quiesce.engine.stream import FrontEnd, Stream
-from quiesce.spec.vocabulary import LinkState, OperationKind
+from quiesce.spec.vocabulary import OperationKind
 from quiesce.statemachine.trace import Trace
 
 logger = logging.getLogger("quiesce.api")
 T = TypeVar("T")
+DEFAULT_DEVICE = make_device
 DeviceFactory = Callable[[EngineConfig, Model], Device]
 LinkFactory = Callable[[Core, Callable[..., object]], Link]
 
@@ -59,15 +62,30 @@ class AsyncEngine(ControlCalls):
     ) -> None:
         self.config = config or EngineConfig()
         self.model = open_model(self.config)
-        device = make_device(self.config, self.model)
-        self._core = Core(
-            self.config, self.model.info, device, max_model_len=self.model.max_model_len, tokenizer=self.model.tokenizer
-        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._link = make_link(self._core, self._call_in_loop)
-        self._front = FrontEnd(self._link, self._core.trace, self._core.clock, self._core.started_s, self.config)
+        if self.config.backend == "process":
+            if make_device is not DEFAULT_DEVICE or make_link is not ThreadLink:
+                raise InvalidRequest("backend", "a core in a process of its own makes its own device; bring one to a thread")
+            self._front = self._in_a_process()
+        else:
+            self._front = self._in_a_thread(make_device(self.config, self.model), make_link)
         self._ended: asyncio.Future[None] | None = None
         self._ids = itertools.count()
+
+    def _in_a_thread(self, device: Device, make_link: LinkFactory) -> FrontEnd:
+        info, length, tokenizer = self.model.info, self.model.max_model_len, self.model.tokenizer
+        self._core = core = Core(self.config, info, device, max_model_len=length, tokenizer=tokenizer)
+        self._link = make_link(core, self._call_in_loop)
+        return FrontEnd(self._link, core.trace, core.clock, core.started_s, self.config)
+
+    def _in_a_process(self) -> FrontEnd:
+        from quiesce.engine.link.process import ProcessLink  # ZeroMQ and msgspec: only who asks for a process pays for them
+
+        trace = Trace(Path(self.config.trace_path) if self.config.trace_path is not None else None)
+        self._link = link = ProcessLink(self.config, self.model, trace, self._call_in_loop)
+        front = FrontEnd(link, trace, time.monotonic, link.started_s, self.config, link)
+        link.bind(front.connection, self._gone)
+        return front
 
     def _call_in_loop(self, function: Callable[..., object], *args: object) -> None:
         if self._loop is not None:
@@ -89,27 +107,49 @@ class AsyncEngine(ControlCalls):
             Exception: what kept it from loading.
         """
         self._start()
+        connection = self._front.connection
         try:
-            await self._front.ask(AwaitReady)
+            while await connection.reached(restarted=True):
+                try:
+                    await self._front.ask(AwaitReady)
+                    return
+                except errors.EngineDead:
+                    if not connection.is_starting:
+                        raise  # else there is another core to wait for
+            ended = self._front.ended
+            raise ended if isinstance(ended, errors.EngineError) else connection.dead(self.status().engine, ended)
         except Exception:
             await self.shutdown(timeout=0)
             raise
         except BaseException:  # cancelled: nobody will call __aexit__, and awaiting here could be cancelled again
-            self._link.post(Control(NOBODY, OperationKind.shutdown, timeout_s=0.0))
+            self._stop_at_once()
             raise
+
+    def _stop_at_once(self) -> None:
+        """Without waiting for it."""
+        self._front.connection.restarts_left = 0
+        if self._front.connection.is_up:
+            self._link.post(Control(NOBODY, OperationKind.shutdown, timeout_s=0.0))
+        else:
+            self._front.core_ended(None)
 
     def _start(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._ended = self._loop.create_future()
-            self._front.connect()
+            if self.config.backend == "thread":
+                self._front.connect()
             self._link.start(self._front.deliver, self._core_ended)
         elif self._loop is not asyncio.get_running_loop():
             raise RuntimeError("an AsyncEngine belongs to the event loop it was first used on; make one for each loop")
 
     def _core_ended(self, cause: BaseException | None) -> None:
         self._front.core_ended(cause)
-        self._core.trace.close()
+        self._gone()
+
+    def _gone(self) -> None:
+        """Nothing of the core is left, and none will follow."""
+        self._front.trace.close()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -164,6 +204,7 @@ class AsyncEngine(ControlCalls):
             params = self._checked(params, request_id, session_id, priority)
             text, token_ids = self.model.token_ids_of(prompt)
             self._start()
+            await self._front.connection.reached()
             if session_id is None:
                 return self._opened(text, token_ids, params, request_id, priority, None)
             session = await self._front.sessions.begin_turn(session_id)
@@ -283,6 +324,11 @@ class AsyncEngine(ControlCalls):
         return self._front.status()
 
     @property
+    def core_pid(self) -> int | None:
+        """The process of the core: another one under `backend="process"`, while there is one."""
+        return self._front.connection.core_pid
+
+    @property
     def trace(self) -> Trace:
         """The last transitions of every machine; `watch` it to see further ones."""
         return self._front.trace
@@ -314,7 +360,11 @@ class AsyncEngine(ControlCalls):
             raise InvalidRequest("timeout", f"must be seconds, 0 or more, not {shown(timeout)}")
         self._start()
         result: Transition | None = None
-        if self._front.world.link.state == LinkState.up:
+        connection = self._front.connection
+        connection.restarts_left = 0
+        if connection.is_starting:
+            self._stop_at_once()
+        elif connection.is_up:
             with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted
                 asked = self._front.control(lambda call: Control(call, OperationKind.shutdown, timeout_s=float(seconds)))
                 result = cast("Transition", await asyncio.shield(asked))

@@ -52,10 +52,12 @@ class EngineConfig:
     """Of the CUDA device: launch operator by operator, without CUDA graphs. Identical tokens, slower."""
     batch_invariant: bool = False
     """A request's tokens are bit-identical whatever happens around it. Costs throughput."""
-    backend: Literal["thread"] = "thread"
-    """Where the core runs: a thread of this process."""
+    backend: Literal["thread", "process"] = "thread"
+    """Where the core runs: a thread of this process, or a process of its own, whose death ends no more than what it was computing."""
     max_restarts: int = 0
-    """Restarts of a dead core. Only the process backend can restart; this version has none, so only 0 is accepted."""
+    """How many times a core that died is started anew, once everything that waited for it is answered. Of the process backend."""
+    heartbeat_timeout_s: float = 10.0
+    """A core process that gives no sign of life for so long is killed; so are, in the core, the requests of such a front end."""
     max_sessions: int = 1024
     session_idle_timeout_s: float = 600.0
     step_timeout_s: float = 60.0
@@ -78,7 +80,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 2 if name == "max_model_len" else 1)
         _at_least("max_sessions", self.max_sessions, 0)
-        for name in ("step_timeout_s", "control_timeout_s", "session_idle_timeout_s"):
+        for name in ("step_timeout_s", "control_timeout_s", "session_idle_timeout_s", "heartbeat_timeout_s"):
             if not is_seconds(getattr(self, name)) or getattr(self, name) == 0:
                 raise InvalidRequest(
                     name, f"must be seconds above 0 and at most {MAX_SECONDS:g}, not {shown(getattr(self, name))}"
@@ -100,7 +102,8 @@ class EngineConfig:
         for name, options in OPTIONS.items():
             if getattr(self, name) not in options:
                 raise InvalidRequest(name, f"must be one of {', '.join(options)}, not {shown(getattr(self, name))}")
-        if self.max_restarts != 0:
+        _at_least("max_restarts", self.max_restarts, 0)
+        if self.max_restarts != 0 and self.backend != "process":
             raise InvalidRequest("max_restarts", "a core that runs in a thread cannot be restarted; must be 0")
         if type(self.seed) is not int:
             raise InvalidRequest("seed", f"must be an integer, not {shown(self.seed)}")
@@ -115,7 +118,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "dummy", "empty"),
-    "backend": ("thread",),
+    "backend": ("thread", "process"),
 }
 
 

@@ -46,6 +46,7 @@ class ControlCalls:
         if not is_seconds(seconds):
             raise InvalidRequest("timeout", f"must be seconds, 0 or more, not {shown(timeout)}")
         self._start()
+        await self._front.connection.reached()
         return await self._front.control(lambda call: Control(call, kind, operation_id, float(seconds), **asked))
 
     # ---- pause ----------------------------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class RequestOutput:
     """Why it ended, where `finish_reason` is `error`."""
     seed: int | None = None
     """The seed of its sampling noise, also when the engine drew it."""
+    retryable: bool = False
+    """Whether it ended with its core and a new core is coming: the same call may be made again."""
 
     @property
     def text(self) -> str:

@@ -153,11 +153,12 @@ class Sessions:
     def _ended(self, session: Session) -> None:
         self._fire(session, SessionEvent.request_ended)
 
-    def core_ended(self) -> None:
-        """The engine is over, and every session with it."""
+    def core_ended(self, is_final: bool = True) -> None:
+        """The core is over, and every turn in hand with it; where it was the last, every session, too."""
         for session in list(self.world.sessions.values()):
             if isinstance(session, Session):
-                self._close(session)
+                if is_final:
+                    self._close(session)
                 if session.stream is not None:
                     self.request_ended(session.stream)
                 self._look(session)

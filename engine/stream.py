@@ -18,23 +18,15 @@ from quiesce.engine.answers import Ack, Answers, Ended, Nak, PromptLogprobs, Rep
 from quiesce.engine.child import Child, logprobs_of
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.inbox import Abort, Detach, Event, Submit
-from quiesce.engine.link import Link
+from quiesce.engine.link import Link, Supervisor
+from quiesce.engine.link.connection import Connection
 from quiesce.engine.messages import TokenLogprobs
 from quiesce.engine.outputs import Logprob, RequestMetrics, RequestOutput, Status
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.session import FINISHED, Session, Sessions
 from quiesce.engine.tokenizer import Tokenizer
-from quiesce.spec.vocabulary import FinishReason, LinkEvent, LinkState, StreamEvent, StreamState
-from quiesce.statemachine.effects import (
-    DeliverError,
-    DeliverRefusal,
-    DeliverTerminal,
-    DropMailboxes,
-    Effect,
-    KillCore,
-    SendAbort,
-    SendAdd,
-)
+from quiesce.spec.vocabulary import FinishReason, LinkState, StreamEvent, StreamState
+from quiesce.statemachine.effects import DeliverError, DeliverRefusal, DeliverTerminal, Effect, SendAbort, SendAdd
 from quiesce.statemachine.gate import Gate, Outcome, RefusedTransition
 from quiesce.statemachine.monitor import Monitor
 from quiesce.statemachine.records import StreamRecord, World
@@ -47,7 +39,8 @@ class Stream(StreamRecord):
     """What one client has been given and is still owed. At most one merged output is pending, however slow the client is."""
 
     __slots__ = (
-        "accepted", "children", "params", "prompt", "prompt_logprobs", "prompt_token_ids", "refusal", "seed", "submit", "terminal", "tokenizer", "waiter",
+        "accepted", "children", "params", "prompt", "prompt_logprobs", "prompt_token_ids", "refusal", "retryable", "seed", "submit", "terminal",
+        "tokenizer", "waiter",
     )  # fmt: skip
 
     def __init__(self, world: World, key: int, submit: Submit, prompt: str | None, tokenizer: Tokenizer | None) -> None:
@@ -62,6 +55,7 @@ class Stream(StreamRecord):
         self.terminal: Terminal | None = None
         """The last child's terminal: the stream's own end."""
         self.refusal: Exception | None = None
+        self.retryable = False
         self.seed: int | None = submit.params.seed
         self.waiter: asyncio.Future[None] | None = None
 
@@ -128,6 +122,7 @@ class Stream(StreamRecord):
             prompt_logprobs=self._prompt_logprobs(),
             error=errors_told[0] if errors_told and finished else None,
             seed=self.seed,
+            retryable=self.retryable,
         )
 
     def _prompt_logprobs(self) -> tuple[dict[int, Logprob] | None, ...] | None:
@@ -140,7 +135,10 @@ class Stream(StreamRecord):
 class FrontEnd:
     """All streams of one front end, their gate, and the calls that wait for a reply."""
 
-    def __init__(self, link: Link, trace: Trace, clock: Callable[[], float], started_s: float, config: EngineConfig) -> None:
+    def __init__(
+        self, link: Link, trace: Trace, clock: Callable[[], float], started_s: float, config: EngineConfig,
+        supervisor: Supervisor | None = None,
+    ) -> None:  # fmt: skip
         self.link, self.trace, self.clock = link, trace, clock
         self.world = World()
         self.gate = Gate()
@@ -154,14 +152,13 @@ class FrontEnd:
         self.ended: BaseException | None = None
         self._num_keys = 0
         self.sessions = Sessions(self.world, self.gate, config.max_sessions, config.session_idle_timeout_s, self._abort_by_key)
+        self.connection = Connection(self, supervisor, config.max_restarts)
         self._perform: dict[type[Effect], Callable[[Effect], None]] = {
             SendAdd: self.do_send_add,
             SendAbort: self.do_send_abort,
             DeliverRefusal: self.do_deliver_refusal,
             DeliverTerminal: self.do_deliver_terminal,
             DeliverError: self.do_deliver_error,
-            DropMailboxes: lambda effect: None,  # a thread's mailbox dies with the thread
-            KillCore: lambda effect: None,  # a thread is over when it says so
         }
 
     def status(self) -> Status:
@@ -173,7 +170,7 @@ class FrontEnd:
 
     def connect(self) -> None:
         """The core is there."""
-        self._fire(self.gate.fire(self.world.link, LinkEvent.connect))
+        self.connection.connect()
 
     # ---- calls --------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +189,8 @@ class FrontEnd:
         Raises:
             DuplicateRequest: the id is in use.
             QueueFull: the core's inbox is full.
-            EngineDead: there is no core to send it to.
+            InvalidRequest: it holds what cannot be sent.
+            Unavailable, EngineDead: there is no core to send it to.
         """
         if request_id in self.by_id:
             raise errors.DuplicateRequest(request_id)
@@ -206,9 +204,9 @@ class FrontEnd:
             self.call(stream)
         except RefusedTransition as refusal:
             self._forget(stream.key)
-            raise errors.EngineDead(self.status().engine, "start a new engine") from refusal
-        except errors.QueueFull as full:
-            stream.refusal = full
+            raise self.connection.refusal(self.status().engine) from refusal
+        except errors.EngineError as refused:
+            stream.refusal = refused
             self.nak(stream)
             raise
         return stream
@@ -217,12 +215,15 @@ class FrontEnd:
         """Posts an event that the core answers; the future is the answer."""
         self._num_keys += 1
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        if self.world.link.state != "up":
-            answer.set_exception(errors.EngineDead(self.status().engine))
+        if not self.connection.is_up:
+            answer.set_exception(self.connection.refusal(self.status().engine))
             return answer
         self.calls[self._num_keys] = answer
         answer.add_done_callback(lambda _, call=self._num_keys: self.calls.pop(call, None))  # type: ignore[misc]  # a default binds it now
-        self.link.post(make(self._num_keys))
+        try:
+            self.link.post(make(self._num_keys))
+        except errors.EngineError as refused:
+            answer.set_exception(refused)
         return answer
 
     def control(self, make: Callable[[int], Event]) -> asyncio.Future[object]:
@@ -232,7 +233,7 @@ class FrontEnd:
         return answer
 
     def _left(self, answer: asyncio.Future[object], call: int) -> None:
-        if answer.cancelled() and self.world.link.state == LinkState.up:
+        if answer.cancelled() and self.connection.is_up:
             self.link.post(Detach(call))
 
     def _abort_by_key(self, key: int) -> None:
@@ -306,9 +307,9 @@ class FrontEnd:
                         self.terminal(stream)
         for stream in touched.values():
             stream.notify()
-        self._account()
+        self.account()
 
-    def _account(self) -> None:
+    def account(self) -> None:
         """Holds what happened since the last time against the declaration, and writes it to the trace."""
         log, self.gate.log = self.gate.log, []
         self.trace.transitions(self.clock() - self._started_s, None, log)
@@ -323,24 +324,26 @@ class FrontEnd:
         else:
             future.set_result(answer.value)
 
+    @property
+    def num_calls(self) -> int:
+        return len(self.calls)
+
     def core_ended(self, cause: BaseException | None) -> None:
-        """The core is over, stopped or dead: everything that still waits is answered now."""
+        """The core is over, stopped or dead, and no other will follow."""
+        self.connection.lose(cause, is_final=True)
+
+    def answer_everybody(self, cause: BaseException | None, is_retryable: bool) -> None:
+        """The link is lost: everything that still waits is answered now. Sessions outlive the core where another follows."""
         self.ended = cause
-        link = self.world.link
-        self._fire(self.gate.fire(link, LinkEvent.lose))
         for stream in list(self.by_key.values()):
+            stream.retryable = is_retryable
             self.fail(stream)
             stream.notify()
         for future in list(self.calls.values()):
             if not future.done():
-                dead = errors.EngineDead(self.status().engine)
-                dead.__cause__ = cause
-                future.set_exception(dead)
+                future.set_exception(self.connection.dead(self.status().engine, cause))
         self.calls.clear()
-        self.sessions.core_ended()
-        self._fire(self.gate.fire(link, LinkEvent.kill))
-        self._fire(self.gate.fire(link, LinkEvent.give_up))
-        self._account()
+        self.sessions.core_ended(is_final=not is_retryable)
 
     # ---- effects ------------------------------------------------------------------------------------------------------------
 
@@ -364,7 +367,7 @@ class FrontEnd:
         stream = self._forget(effect.subject)
         reason = f"the core ended: {self.ended}" if self.ended else "the core has stopped"
         if not stream.accepted:
-            stream.refusal = errors.EngineDead(self.status().engine, reason)
+            stream.refusal = self.connection.dead(self.status().engine, self.ended, reason)
             return
         for child in stream.children:
             if child.terminal is None:

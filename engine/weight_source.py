@@ -41,7 +41,7 @@ def open_source(source: object, info: ModelInfo) -> tuple[Iterator[tuple[str, An
     """
     if isinstance(source, (str, os.PathLike)):
         files = _check_path(Path(os.fsdecode(source)), info)
-        return _file_pairs(files), frozenset(name for names in files.values() for name in names)
+        return FilePairs(files), frozenset(name for names in files.values() for name in names)
     if isinstance(source, Mapping):
         names = check_pairs(source.items(), info)
         check_complete(names, info)
@@ -124,11 +124,19 @@ def _check_path(path: Path, info: ModelInfo) -> dict[Path, list[str]]:
     raise refuse(f"{path}: is neither a folder nor a file; accepted: {ACCEPTED}")
 
 
-def _file_pairs(files: Mapping[Path, list[str]]) -> Iterator[tuple[str, Any]]:
-    """Reads when it is pulled, which is done on the device's worker."""
-    from quiesce.engine.device.weight_update import read_files
+class FilePairs(Iterator[tuple[str, Any]]):
+    """The named tensors of some files. Reads when it is pulled, which is done on the device's worker."""
 
-    yield from read_files(files)
+    def __init__(self, files: Mapping[Path, list[str]]) -> None:
+        self.files = files
+        self._pairs: Iterator[tuple[str, Any]] | None = None
+
+    def __next__(self) -> tuple[str, Any]:
+        if self._pairs is None:
+            from quiesce.engine.device.weight_update import read_files
+
+            self._pairs = read_files(self.files)
+        return next(self._pairs)
 
 
 def _pairs(source: Iterable[Any]) -> Iterator[Any]:

@@ -64,16 +64,17 @@ class Trace:
                 entry["data"] = {name: _word(value) for name, value in data.items()}
             if event == StepEvent.plan:
                 self._planned = data["requests"]
-            self._add(entry)
+            self.add(entry)
 
     def step(
         self, now_s: float, number: int, step: int, began_s: float, ended_s: float, num_rows: int, num_tokens: int
     ) -> None:
         """Adds a device step that landed."""
-        self._add({"t": round(now_s, 6), "pass": number, "step": step, "began": round(began_s, 6), "ended": round(ended_s, 6),
+        self.add({"t": round(now_s, 6), "pass": number, "step": step, "began": round(began_s, 6), "ended": round(ended_s, 6),
                    "rows": num_rows, "tokens": num_tokens})  # fmt: skip
 
-    def _add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: dict[str, Any]) -> None:
+        """Adds an entry as it is: one of ours, or of a core elsewhere."""
         with self._lock:
             self.entries.append(entry)
             for look in self._watchers:

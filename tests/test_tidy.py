@@ -23,6 +23,7 @@ ALLOWED = {"spec": {"quiesce.spec"}, "statemachine": {"quiesce.spec", "quiesce.s
 ASYNCIO_HOMES = {
     "engine/api.py",
     "engine/blocking.py",
+    "engine/link/connection.py",
     "engine/session.py",
     "engine/stream.py",
     "engine/demo.py",

@@ -18,10 +18,10 @@ from quiesce.stateful.driver import ledger_config
 
 SIZES = ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes", "max_queue")
 OPTIONAL_SIZES = ("num_kv_blocks", "max_model_len", "num_threads")
-SECONDS = ("step_timeout_s", "control_timeout_s", "session_idle_timeout_s")
+SECONDS = ("step_timeout_s", "control_timeout_s", "session_idle_timeout_s", "heartbeat_timeout_s")
 FIELDS = tuple(field.name for field in dataclasses.fields(EngineConfig))
 UNCHECKED = ("model", "max_sessions", "trace_path", "enable_prefix_caching", "enable_chunked_prefill", "overlap",
-             "batch_invariant", "tokenizer_required", "poison_freed_blocks")  # fmt: skip
+             "enforce_eager", "batch_invariant", "tokenizer_required", "poison_freed_blocks")  # fmt: skip
 
 
 def refused(name: str, value: object) -> str:
@@ -77,6 +77,7 @@ def test_a_seed_is_an_integer(value: object) -> None:
 
 def test_a_thread_cannot_be_restarted() -> None:
     assert "must be 0" in refused("max_restarts", 1)
+    assert EngineConfig(backend="process", max_restarts=1).max_restarts == 1
 
 
 def test_one_token_of_each_request_must_fit_a_step() -> None:

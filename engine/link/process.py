@@ -1,0 +1,282 @@
+"""A core in a process of its own, and the thread that looks after it.
+
+    loop: post -> push ---------------- ipc ----------------> core: pull -> inbox -> passes
+    loop: deliver <- this thread <- dealer <---- ipc ---- core: router <- answers, status, trace
+
+The thread starts the process, hears it, and says when it is lost: dead (its process descriptor says so), silent for too long, or over
+by its own word. What follows is decided in the front end's loop (`engine/link/connection.py`) and ordered from there; the thread then
+waits for the old process to be gone before it starts another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+import zmq
+
+from quiesce.engine import errors
+from quiesce.engine.answers import Ack, Answers, Nak
+from quiesce.engine.config import EngineConfig
+from quiesce.engine.inbox import Event, Submit
+from quiesce.engine.link import codec
+from quiesce.engine.link.child import CoreProcess
+from quiesce.engine.link.connection import Connection
+from quiesce.engine.link.letters import Beat, Envelope, Hello, News, Over, Post, Welcome
+from quiesce.engine.model import Model
+from quiesce.engine.outputs import Blocks, Status
+from quiesce.spec.vocabulary import EngineState, Tag
+from quiesce.statemachine.trace import Trace
+
+logger = logging.getLogger("quiesce.front_end")
+START_TIMEOUT_S: Final = 300.0
+"""A core that has not answered for so long after it was started is killed."""
+BEATS: Final = 5
+"""Signs of life in the time after which one is missed."""
+LAST_WORDS_MS: Final = 50
+NOTHING: Final = MappingProxyType[str, Any]({})
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a core was lost."""
+
+    cause: BaseException | None
+    """None: it was told to stop."""
+    is_dead: bool = False
+    is_final: bool = False
+    """Another one would fare no better."""
+
+
+class ProcessLink:
+    """`Link` and `Supervisor` of a core that this front end starts.
+
+    Args:
+        trace: takes the core's entries.
+        call_in_loop: runs a function in the front end's loop, from any thread.
+    """
+
+    def __init__(self, config: EngineConfig, model: Model, trace: Trace, call_in_loop: Callable[..., object]) -> None:
+        self.config, self.trace, self._call_in_loop = config, trace, call_in_loop
+        self.started_s = time.monotonic()
+        self._epoch = 1
+        self._pid: int | None = None
+        self._number = 0
+        self._push: zmq.Socket[bytes] | None = None
+        self._num_posted = 0
+        """Admissions that the core has not answered."""
+        self._status = _nothing_yet(model, self._epoch)
+        self._measured = self._status.measured
+        self._orders: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread: threading.Thread | None = None
+        self._deliver: Callable[[Answers], None]
+        self._connection: Connection
+        self._gone: Callable[[], None]
+
+    # ---- in the front end's loop ------------------------------------------------------------------------------------------------
+
+    def bind(self, connection: Connection, gone: Callable[[], None]) -> None:
+        """Names whose link this is, and what is called in the loop when all is given back."""
+        self._connection, self._gone = connection, gone
+
+    def start(self, deliver: Callable[[Answers], None], ended: Callable[[BaseException | None], None]) -> None:
+        self._deliver = deliver
+        self._thread = threading.Thread(target=self._run, name="quiesce-supervisor", daemon=True)
+        self._thread.start()
+
+    def post(self, event: Event) -> None:
+        if isinstance(event, Submit):
+            if self._num_posted >= self.config.max_queue:
+                raise errors.QueueFull(f"{self._num_posted} requests wait to be looked at")
+            self._num_posted += 1
+        try:
+            data = codec.encode(self._epoch, self._number, Post(event))
+        except errors.InvalidRequest:
+            self._num_posted -= isinstance(event, Submit)
+            raise
+        if self._push is not None:
+            self._push.send(data)
+
+    def status(self) -> Status:
+        return self._status
+
+    @property
+    def core_pid(self) -> int | None:
+        return self._pid
+
+    def join(self) -> None:
+        """Waits for the thread, which has said that it ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def drop_mailboxes(self) -> None:
+        if self._push is not None:
+            self._push.close(linger=0)
+            self._push = None
+        self._num_posted = 0
+        self._status = after_loss(self._status)
+
+    def kill_core(self) -> None:
+        self._order("kill", None)
+
+    def start_core(self) -> None:
+        self._epoch = self._status.epoch + 1
+        self._status = replace(
+            self._status, engine=str(EngineState.starting), epoch=self._epoch, accepted=0, rejected=0, finished=NOTHING
+        )
+        self._order("start", self._epoch)
+
+    def leave(self, is_stopped: bool) -> None:
+        if is_stopped:
+            self._status = replace(self._status, engine=str(EngineState.stopped))
+        self._order("leave", None)
+
+    def _order(self, word: str, epoch: int | None) -> None:
+        self._orders.put((word, epoch))
+        os.eventfd_write(self._wake, 1)
+
+    def _welcomed(self, epoch: int, number: int, push: zmq.Socket[bytes]) -> None:
+        if epoch != self._epoch or self._push is not None:
+            push.close(linger=0)
+            return
+        self._number, self._push = number, push
+        self._connection.connect()
+
+    def _news(self, epoch: int, news: News) -> None:
+        """Takes what a pass has to say: its status is published before its answers are delivered."""
+        if epoch != self._epoch or self._push is None:
+            return  # of a lost core
+        for entry in news.entries:
+            self.trace.add(entry)
+        self._measured = news.measured or self._measured
+        if news.status is not None:
+            self._status = replace(news.status, measured=self._measured)
+        self._num_posted -= sum(isinstance(answer, (Ack, Nak)) for answer in news.answers)
+        if news.answers:
+            self._deliver(Answers(self._status, news.answers))
+        self._connection.look(self._status.engine)
+
+    def _report_loss(self, epoch: int, loss: Loss) -> None:
+        if epoch == self._epoch:
+            self._connection.lose(loss.cause, loss.is_dead, loss.is_final)
+
+    # ---- the thread -------------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            epoch: int | None = self._epoch
+            while epoch is not None:
+                epoch = self._look_after(epoch)
+            self._call_in_loop(self._gone)
+        except RuntimeError:
+            logger.debug("the front end's loop is closed; nobody listens")
+        finally:
+            os.close(self._wake)
+
+    def _look_after(self, epoch: int) -> int | None:
+        """One core, from its start until it is gone. The epoch of the next, if there is to be one."""
+        try:
+            core = CoreProcess(self.config, epoch, self.started_s)
+        except OSError as error:
+            self._call_in_loop(self._report_loss, epoch, Loss(error, is_dead=True))
+            return self._next_epoch(None)
+        self._pid = core.pid
+        try:
+            loss = self._hear(core)
+            if loss is not None:
+                self._call_in_loop(self._report_loss, epoch, loss)
+            return self._next_epoch(core)
+        except BaseException:  # the loop is closed: the core is nobody's any more
+            core.reap(kill=True)
+            raise
+
+    def _next_epoch(self, core: CoreProcess | None) -> int | None:
+        """Does what the loop orders, until it wants another core (its epoch) or none."""
+        while True:
+            word, epoch = self._orders.get()
+            if core is not None:
+                self._pid = None
+                core.reap(kill=word == "kill" and not core.is_over)
+                core = None
+            if word != "kill":
+                return epoch
+
+    def _hear(self, core: CoreProcess) -> Loss | None:
+        """Takes the core's letters until it is lost; None: the loop wants no more of it."""
+        poller = zmq.Poller()
+        for source in (core.dealer, core.descriptor, self._wake):
+            poller.register(source, zmq.POLLIN)
+        lease_s = self.config.heartbeat_timeout_s
+        hello = Hello(lease_s)
+        core.dealer.send(codec.encode(core.epoch, 0, hello))
+        number, patience_s, heard_s = 0, START_TIMEOUT_S, time.monotonic()
+        beat_s = heard_s + lease_s / BEATS
+        while True:
+            due_s = min(beat_s, heard_s + patience_s) - time.monotonic()
+            ready = dict(poller.poll(math.ceil(max(due_s, 0.0) * 1e3)))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            if not self._orders.empty():
+                return None
+            for envelope in letters_in(core.dealer, last=core.descriptor in ready):
+                heard_s = time.monotonic()
+                letter = envelope.letter
+                if envelope.epoch != core.epoch or envelope.front not in (0, number):
+                    continue
+                if isinstance(letter, Welcome) and not number:
+                    number, patience_s = letter.number, lease_s
+                    self._call_in_loop(self._welcomed, core.epoch, number, core.push())
+                elif isinstance(letter, News):
+                    self._call_in_loop(self._news, core.epoch, letter)
+                elif isinstance(letter, Over):
+                    core.is_over = True
+                    return Loss(letter.cause, is_final=letter.cause is None or not number)
+            if core.descriptor in ready:
+                return Loss(RuntimeError(f"its process {core.how_it_ended()}"), is_dead=True)
+            now_s = time.monotonic()
+            if now_s >= heard_s + patience_s:
+                return Loss(TimeoutError(f"no sign of life for {patience_s:g} s"))
+            if now_s >= beat_s:
+                beat_s = now_s + lease_s / BEATS
+                core.dealer.send(codec.encode(core.epoch, number, Beat()))
+
+
+def letters_in(socket: zmq.Socket[bytes], last: bool) -> Iterator[Envelope]:
+    """What has come. `last`: whoever sends it is dead, so that what is under way is waited for."""
+    while socket.poll(LAST_WORDS_MS if last else 0):
+        try:
+            yield codec.for_front(socket.recv(zmq.NOBLOCK))
+        except codec.WireError as error:
+            logger.warning("the core sent what is no letter: %s", error)
+
+
+def _nothing_yet(model: Model, epoch: int) -> Status:
+    """Of a core that has not said anything."""
+    blocks = Blocks(model.num_blocks, model.num_blocks, 0, 0, 0)
+    memory = MappingProxyType({tag.value: "resident" for tag in Tag})
+    return Status("starting", "queue", memory, (0, "stable"), NOTHING, None, NOTHING, 0, 0, 0, blocks, epoch, 0, 0)
+
+
+def after_loss(status: Status) -> Status:
+    """Of a core that was lost: what it held is gone, and what lived in it has ended with an error."""
+    finished = dict(status.finished)
+    if status.live:
+        finished["error"] = finished.get("error", 0) + status.live
+    memory, blocks = (
+        MappingProxyType(dict.fromkeys(status.memory, "undefined")),
+        Blocks(status.blocks.total, status.blocks.total, 0, 0, 0),
+    )
+    return replace(
+        status, engine="stopped" if status.engine == "stopped" else "failed", admission="reject", memory=memory,
+        weights=(status.weights[0], "undefined"), pause_owners=NOTHING, operation=None, requests=NOTHING, steps_in_flight=0, blocks=blocks,
+        finished=MappingProxyType(finished),
+    )  # fmt: skip
