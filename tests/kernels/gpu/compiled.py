@@ -34,7 +34,8 @@ def compiled(spec: Specialisation) -> Any:
 
 
 def measured(spec: Specialisation) -> dict[str, Any]:
-    """Registers to a thread, spilled bytes, stack and shared bytes to a program, and the matrix instructions in the PTX."""
+    """Registers to a thread, spilled bytes, stack and shared bytes to a program, and what is in the PTX: matrix instructions, and how
+    many asynchronous copies may be under way when one is waited for."""
     began = time.perf_counter()
     result = compiled(spec)
     ptx = result.asm["ptx"]
@@ -55,7 +56,7 @@ def measured(spec: Specialisation) -> dict[str, Any]:
         "shared": result.metadata.shared,
         "threads": 32 * spec.options["num_warps"],
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))),
-        "asynchronous": "cp.async" in ptx,
+        "waits": [int(left) for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)],
         "seconds": round(time.perf_counter() - began, 2),
     }
 
