@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check schema prove fuzz historical mutants bench gpu later format model clean
+.PHONY: setup demo test check schema prove fuzz historical mutants bench gpu format model clean
 
 # torch comes first and by its exact version: an open range would bring several GB of CUDA along on a machine without a GPU.
 .setup-stamp: pyproject.toml constraints.txt
@@ -62,9 +62,15 @@ historical: .setup-stamp
 mutants: .setup-stamp
 	$(BIN)/python -m tests.mutation.campaign
 
-gpu: later
-later:
-	@echo "make gpu is not in this version: the CUDA device comes next (CHANGELOG.md)"; exit 2
+# What the engine reaches on this machine's GPU, in ten minutes at most, with the packages that PYTHON has: nothing is fetched or
+# installed. JSON in build/bench/gpu.json, the table last. DRY=1: every block at toy size on the CPU.
+ifdef DRY
+gpu: .setup-stamp
+	$(BIN)/python -m quiesce.engine.bench.gpu --dry
+else
+gpu:
+	PYTHONPATH=.src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m quiesce.engine.bench.gpu
+endif
 
 clean:
 	rm -rf .venv .setup-stamp build

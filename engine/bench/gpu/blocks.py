@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -105,30 +105,33 @@ def run_apart(command: Sequence[str], block: str, limit_s: float, tell: Tell) ->
     When the time is over the process and its children are killed; the figures told so far count.
     """
     began_s, figures, said = time.monotonic(), list[Figure](), list[str]()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    def listen() -> None:
-        for line in process.stdout or ():
+    def listen(lines: Iterable[str]) -> None:
+        for line in lines:
             figures.append(from_line(json.loads(line)))
             tell(figures[-1])
 
-    def overhear() -> None:
-        for line in process.stderr or ():
+    def overhear(lines: Iterable[str]) -> None:
+        for line in lines:
             said.append(line)
             del said[:-TOLD]
 
-    readers = [threading.Thread(target=work, daemon=True) for work in (listen, overhear)]
-    for reader in readers:
-        reader.start()
     failure = ""
-    try:
-        status = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        failure = f"was ended after {limit_s:.0f} s"
-        os.killpg(process.pid, signal.SIGKILL)
-        status = process.wait()
-    for reader in readers:
-        reader.join(GRACE_S)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        ways = ((listen, process.stdout), (overhear, process.stderr))
+        readers = [threading.Thread(target=work, args=(pipe,), daemon=True) for work, pipe in ways]
+        for reader in readers:
+            reader.start()
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            failure = f"was ended after {limit_s:.0f} s"
+            os.killpg(process.pid, signal.SIGKILL)
+            status = process.wait()
+        for reader in readers:
+            reader.join(GRACE_S)
     if status != 0 and not failure:
         failure = f"ended with status {status}"
     if failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ MATMUL: Final = "bfloat16 matrix product, 8192 cubed"
 PINNED: Final = "pinned host memory to device"
 ASSUMED: Final = {COPY: 4300.0, MATMUL: 790.0, PINNED: 55.0}
 """GB/s, TFLOP/s and GB/s of an H200, where they were not measured."""
+PACKAGES: Final = {"cuda.bindings.driver": "cuda-bindings", "prometheus_client": "prometheus-client"}
+"""Modules that pip calls otherwise."""
 ROTATED: Final = 256 << 20
 """Bytes after which nothing is in the L2 cache any more."""
 
@@ -161,9 +164,16 @@ class Ground:
 
 
 def missing(*names: str) -> str:
-    """Which of these packages this machine lacks, as a sentence; empty if none."""
-    lacking = [name for name in names if importlib.util.find_spec(name) is None]
-    return f"needs {', '.join(lacking)}, which this machine lacks (pip install {' '.join(lacking)})" if lacking else ""
+    """Which of these modules this machine lacks, as a sentence; empty if none."""
+    lacking = [PACKAGES.get(name, name) for name in names if not _is_there(name)]
+    return f"needs {', '.join(lacking)}, which {sys.executable} lacks (pip install {' '.join(lacking)})" if lacking else ""
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
 
 
 def as_line(figure: Figure) -> dict[str, Any]:
