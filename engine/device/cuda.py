@@ -18,7 +18,6 @@ from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cuda_residence import VirtualResidence
 from quiesce.engine.device.cuda_runner import CudaRunner, Flight
-from quiesce.engine.device.node_lock import alone
 from quiesce.engine.device.platform import Platform
 from quiesce.engine.device.worker import WorkerDevice, failed, landed
 from quiesce.engine.messages import Completion, StepInput, StepOutput, WeightsWritten
@@ -104,8 +103,7 @@ class CudaDevice(WorkerDevice[CudaRunner]):
     def _make_runner(self) -> CudaRunner:
         platform = self._make_platform()  # in this thread: memory is mapped into the context that is current
         self._stack.enter_context(platform.entered())
-        lock = functools.partial(alone, platform.uuid)
-        runner = CudaRunner(self._config, self._info, self.num_blocks, platform, lock, self._go_on, self._progress)
+        runner = CudaRunner(self._config, self._info, self.num_blocks, platform, self._go_on, self._progress)
         self._waiter = self._make_waiter()
         return runner
 

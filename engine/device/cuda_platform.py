@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
+from quiesce.engine.device.node_lock import alone
 from quiesce.engine.device.platform import Event
 from quiesce.engine.errors import InvalidRequest
 from quiesce.kernels.gpu.operators import KERNELS
@@ -65,7 +66,7 @@ class CudaPlatform:
         self.device = torch.device("cuda", 0)
         self.operators = KERNELS
         torch.empty(1, device=self.device)  # makes the primary context
-        self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        self._uuid = str(torch.cuda.get_device_properties(self.device).uuid)
         self.driver = CudaDriver(0)
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -78,6 +79,9 @@ class CudaPlatform:
         with torch.inference_mode(), torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self.driver.enter()
             yield
+
+    def alone(self, go_on: Callable[[], None]) -> AbstractContextManager[object]:
+        return alone(self._uuid, go_on)
 
     def event(self) -> Event:
         made: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]

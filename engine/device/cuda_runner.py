@@ -6,7 +6,6 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +40,6 @@ DEPTH = 2
 """Steps launched and not landed, at most: so many sets of pinned buffers."""
 CONTEXTS = (2048, 8192)
 """Tokens up to which there are graphs of their own beside those for the longest request, so that short ones launch few splits."""
-Lock = Callable[[Callable[[], None]], AbstractContextManager[object]]
 
 
 @dataclass(slots=True)
@@ -88,12 +86,11 @@ class CudaRunner:
         info: ModelInfo,
         num_blocks: int,
         platform: Platform,
-        lock: Lock,
         go_on: Callable[[], None],
         progress: bool = True,
     ) -> None:
         dtype = getattr(torch, compute_dtype(config))
-        self._config, self.num_blocks, self._platform, self._lock = config, num_blocks, platform, lock
+        self._config, self.num_blocks, self._platform = config, num_blocks, platform
         self._residences: dict[Tag, VirtualResidence] = {}
         self._arenas: list[VirtualArena] = []
         self._staging: list[Staging] = []
@@ -134,7 +131,7 @@ class CudaRunner:
         arena = VirtualArena(num_bytes, platform.driver, platform.device)
         self._arenas.append(arena)
         self._residences[tag] = VirtualResidence(
-            arena, platform.driver, platform.synchronize, self._lock, keeps_copy=tag is Tag.weights
+            arena, platform.driver, platform.synchronize, platform.alone, keeps_copy=tag is Tag.weights
         )
         return arena
 

@@ -30,10 +30,6 @@ class Platform(Protocol):
         """Where tensors are made."""
 
     @property
-    def uuid(self) -> str:
-        """The same in every process."""
-
-    @property
     def operators(self) -> Operators:
         """Kernels, or their truths."""
 
@@ -43,6 +39,9 @@ class Platform(Protocol):
 
     def entered(self) -> AbstractContextManager[object]:
         """Surrounds all work of the thread that works with the device."""
+
+    def alone(self, go_on: Callable[[], None]) -> AbstractContextManager[object]:
+        """Surrounds moves of memory: one engine at a time moves memory of this device. What `go_on` raises ends the wait for it."""
 
     def event(self) -> Event:
         """A new one, not recorded."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +29,7 @@ names = pytest.mark.parametrize("mode", MODES, ids=["graphs", "eager", "invarian
 
 
 def cuda_runner(config: EngineConfig, info: Any, num_blocks: int = 32, platform: DryPlatform | None = None) -> CudaRunner:
-    used = platform or DryPlatform()
-    return CudaRunner(config, info, num_blocks, used, lambda go_on: nullcontext(), lambda: None, progress=False)
+    return CudaRunner(config, info, num_blocks, platform or DryPlatform(), lambda: None, progress=False)
 
 
 def spread(runner: Any) -> None:

@@ -19,6 +19,7 @@ from quiesce.engine.api import AsyncEngine
 from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cpu import CpuDevice
+from quiesce.engine.device.worker import WorkerDevice
 from quiesce.engine.messages import Completion, Fetched, Moved, WeightsWritten
 from quiesce.engine.model import Model
 from quiesce.engine.outputs import CompletionOutput
@@ -40,7 +41,7 @@ Work = Callable[[], Completion | None]
 class _Offered:
     """The device's queue: each piece of work is something that may complete from outside."""
 
-    def __init__(self, device: LoopCpuDevice, loop: DeterministicLoop) -> None:
+    def __init__(self, device: InLoop, loop: DeterministicLoop) -> None:
         self._device, self._loop = device, loop
 
     def put(self, work: Work | None) -> None:
@@ -64,11 +65,12 @@ class _NoThread:
         return False
 
 
-class LoopCpuDevice(CpuDevice):
-    """`CpuDevice` without its thread."""
+class InLoop(WorkerDevice[Any]):
+    """A device without its thread."""
 
-    def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, loop: DeterministicLoop) -> None:
-        super().__init__(config, info, num_blocks, before_step=self._before, progress=False)
+    def live_in(self, loop: DeterministicLoop) -> None:
+        """What it does from now on, it does when the loop chooses."""
+        self._before_step = self._before
         self._work = _Offered(self, loop)  # type: ignore[assignment]
         self._thread = _NoThread()  # type: ignore[assignment]
         self.num_steps = 0
@@ -119,15 +121,28 @@ class LoopCpuDevice(CpuDevice):
         return super()._write(pairs) if failure is None else WeightsWritten(failure)
 
 
-def cpu_engine(loop: DeterministicLoop, settings: Mapping[str, Any]) -> tuple[AsyncEngine, LoopCpuDevice]:
-    """A real engine over the real CPU device and the shipped model for tests, all of it in the loop."""
+class LoopCpuDevice(InLoop, CpuDevice):
+    """`CpuDevice` in the loop."""
+
+    def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, loop: DeterministicLoop) -> None:
+        super().__init__(config, info, num_blocks, progress=False)
+        self.live_in(loop)
+
+
+MakeDevice = Callable[[EngineConfig, ModelInfo, int, DeterministicLoop], InLoop]
+
+
+def real_engine(
+    loop: DeterministicLoop, settings: Mapping[str, Any], make: MakeDevice = LoopCpuDevice
+) -> tuple[AsyncEngine, InLoop]:
+    """A real engine over a real device and the shipped model for tests, all of it in the loop."""
     formats = {"dummy": "auto"}
     asked = {**settings, "load_format": formats.get(settings.get("load_format", "dummy"), "empty")}
     config = ledger_config(MODEL, dtype="float32", num_threads=1, batch_invariant=True, **asked)
-    made: list[LoopCpuDevice] = []
+    made: list[InLoop] = []
 
-    def make_device(config: EngineConfig, model: Model) -> LoopCpuDevice:
-        made.append(LoopCpuDevice(config, model.info, model.num_blocks, loop))
+    def make_device(config: EngineConfig, model: Model) -> InLoop:
+        made.append(make(config, model.info, model.num_blocks, loop))
         return made[0]
 
     return AsyncEngine(config, make_device=make_device, make_link=lambda core, call_in_loop: LoopLink(core, loop)), made[0]
@@ -141,7 +156,7 @@ class CpuRig(Rig):
         self.truth = _check_against_alone
 
     def _make(self, folder: Path, settings: Mapping[str, Any]) -> AsyncEngine:
-        engine, self._cpu = cpu_engine(self.loop, settings)
+        engine, self._device = real_engine(self.loop, settings)
         return engine
 
     def stop_ids(self, prompt: list[int], place: int) -> list[int]:
@@ -151,7 +166,7 @@ class CpuRig(Rig):
         return _tensors()
 
     def fail(self, what: str, tag: str, to: str, after: int) -> None:
-        device = self._cpu
+        device = self._device
         if what in ("write", "fetch"):
             device.fail_next[what] = OSError(f"no {what}")
         elif what == "step":
@@ -168,19 +183,19 @@ class CpuRig(Rig):
         return (WORK,)
 
     def _heal_device(self) -> None:
-        self._cpu.fail_next.clear()
-        self._cpu.fail_at.clear()
+        self._device.fail_next.clear()
+        self._device.fail_at.clear()
 
     @property
     def places(self) -> Mapping[str, str]:
-        return self._cpu.places
+        return self._device.places
 
     @property
     def launched(self) -> int:
-        return self._cpu.launched
+        return self._device.launched
 
     def close(self) -> None:
-        self._cpu.close()
+        self._device.close()
 
     @classmethod
     def close_all(cls) -> None:
@@ -204,7 +219,7 @@ class _Alone:
 
     def __init__(self) -> None:
         self._loop = DeterministicLoop(timely=True)
-        self._engine, self._device = cpu_engine(self._loop, {"step_timeout_s": 1e6})
+        self._engine, self._device = real_engine(self._loop, {"step_timeout_s": 1e6})
         self._loop.run_until_complete(self._engine.start())
 
     def tokens(self, prompt: tuple[int, ...], params: SamplingParams) -> tuple[tuple[int, ...], ...]:

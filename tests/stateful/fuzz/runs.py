@@ -57,7 +57,11 @@ def rig_for(device: str) -> type[Rig]:
         from quiesce.stateful.fuzz.rig_cpu import CpuRig
 
         return CpuRig
-    raise ValueError(f"there is no deterministic {device!r} device; ledger and cpu are")
+    if device == "cuda":
+        from quiesce.stateful.fuzz.rig_cuda import CudaRig
+
+        return CudaRig
+    raise ValueError(f"there is no deterministic {device!r} device; ledger, cpu and cuda (on a dry platform) are")
 
 
 class Production:

@@ -1,0 +1,68 @@
+"""The CUDA device on a dry platform in the deterministic loop: launching a step and its landing are two things that may happen.
+
+Tokens are held against the same request alone on the CPU device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from quiesce.engine.api import AsyncEngine
+from quiesce.engine.checkpoint import ModelInfo
+from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.cuda import CudaDevice, Launched, Waiter
+from quiesce.engine.device.dry_platform import DryPlatform
+from quiesce.stateful.fuzz.rig_cpu import WORK, CpuRig, InLoop, real_engine
+from quiesce.stateful.loop import DeterministicLoop
+
+
+class _LoopPlatform(DryPlatform):
+    def entered(self) -> AbstractContextManager[object]:
+        return nullcontext()  # the loop surrounds each piece of work by itself
+
+
+class _LoopWaiter(Waiter):
+    """Each landing is something that may happen from outside."""
+
+    def __init__(self, land: Callable[[Launched], None], loop: DeterministicLoop) -> None:
+        self._land, self._loop = land, loop
+        self._on_the_way: deque[Launched] = deque()
+
+    def put(self, launched: Launched) -> None:
+        self._on_the_way.append(launched)
+        self._loop.offer(WORK, self._land_next, channel="device landing")
+
+    def _land_next(self) -> None:
+        if self._on_the_way:  # work that is no step may have waited for it already
+            self._land(self._on_the_way.popleft())
+
+    def drain(self) -> None:
+        while self._on_the_way:
+            self._land_next()
+
+    def stop(self) -> None:
+        self.drain()
+
+
+class LoopCudaDevice(InLoop, CudaDevice):
+    """`CudaDevice` in the loop."""
+
+    def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, loop: DeterministicLoop) -> None:
+        super().__init__(config, info, num_blocks, _LoopPlatform, progress=False)
+        self.live_in(loop)
+        self._loop = loop
+
+    def _make_waiter(self) -> Waiter:
+        return _LoopWaiter(self._land, self._loop)
+
+
+class CudaRig(CpuRig):
+    """A real engine over the CUDA device."""
+
+    def _make(self, folder: Path, settings: Mapping[str, Any]) -> AsyncEngine:
+        engine, self._device = real_engine(self.loop, settings, LoopCudaDevice)
+        return engine
