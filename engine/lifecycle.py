@@ -58,9 +58,7 @@ class Lifecycle:
         """Requests with a mark: the next pass sees to them."""
         self._settled: tuple[list[Transition], int] = ([], -1)
         """The gate's log and its length when nothing moved any more: what guards read changes through the gate alone."""
-        looks: list[tuple[str, Callable[[], bool]]] = [
-            (event.value, getattr(self, event.value)) for _, event in PASS_ORDER if hasattr(self, event.value)
-        ]
+        looks: list[tuple[str, Callable[[], bool]]] = [(event.value, getattr(self, event.value)) for _, event in PASS_ORDER]
         self._looks = [look for _, look in looks]
         self._looks_when_running = [look for name, look in looks if name not in ONLY_WHEN_CLOSED]
         self._looks_when_steady = [look for name, look in looks if name not in (*ONLY_WHEN_CLOSED, *ONLY_WHEN_MARKED)]

@@ -43,6 +43,8 @@ ENDS = {"stop", "fail"}
 STRENGTHS = ("free", "keep", "wait", "abort")
 GOALS = {"sleep": "sleep", "begin_update": "update", "shutdown": "stop", "pause": "pause", "clear": "pause"}
 """Call -> what a drain that it begins is for."""
+ARRIVES = {"plan": "planned", "launch": "launched", "land": "landed", "drop": "empty"}
+"""Event of a step -> what its slot is then; `retire` and `void` are said apart."""
 SLOT = {"empty": ("planned",), "planned": ("launched", "empty"), "launched": ("landed",), "landed": ()}
 
 
@@ -226,6 +228,8 @@ def _launch(view: View, action: Action, slot: str) -> Expr:
         wanted = action.machine == "step" and action.instance == slot and action.event.name == event
         claims.append(TRUE if number == wanted else FALSE)
     if action.machine == "step" and action.instance == slot:
+        if action.event.name in ARRIVES:
+            claims.append(after(action, view.guard(f"state == {ARRIVES[str(action.event.name)]}", "step", slot)))
         if action.event.name in ("launch", "plan") and slot == "1":
             claims.append(view.guard("step[0].state in (launched, landed)"))
         elif action.event.name == "land" and slot == "1":

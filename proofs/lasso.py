@@ -13,10 +13,13 @@ from quiesce.proofs.explorer import compiled, run
 from quiesce.proofs.explorer_source import Layout, Printer, header, labels
 from quiesce.proofs.expr import Expr
 from quiesce.proofs.model import Model
+from quiesce.spec import PROPERTIES
 from quiesce.spec.language import Fairness
 
 MOST = 32
 """Promises that one search judges."""
+DESPITE = {prop.name: prop.despite for prop in PROPERTIES if prop.despite}
+"""Promise -> events that need not happen for it, under whatever fairness it is judged."""
 Marks = Mapping[str, Fairness]
 """For each event of an instance (`Action.fair_name`), how it is treated; what is not there is never obliged to happen."""
 
@@ -81,10 +84,13 @@ def judge(
         + f"#define EVENTS {len(events)}\nstatic const unsigned short event_of[ACTIONS]={{{event_of}}};\n"
     )
     letters = {Fairness.none: "n", Fairness.weak: "w", Fairness.strong: "s"}
-    questions = [
-        f"{number} {''.join(letters[some.get(name, Fairness.none)] for name in events)}."
-        for some in asked for number in range(len(promises))
-    ]  # fmt: skip
+    event_names = {action.fair_name: f"{action.machine}.{action.event.name}" for action in model.actions}
+    spared = [DESPITE.get(name.partition("[")[0], ()) for name, _, _ in promises]
+    questions = []
+    for some in asked:
+        for number, spare in enumerate(spared):
+            marks_of = (Fairness.none if event_names[name] in spare else some.get(name, Fairness.none) for name in events)
+            questions.append(f"{number} {''.join(letters[mark] for mark in marks_of)}.")
     with compiled("lasso.c", world) as binary:
         text = run(binary, megabytes, model.name, "\n".join(questions) + "\n", progress)
     *told, counts, peak, seconds = text.splitlines()

@@ -49,12 +49,15 @@ class _Asked:
     witnesses: dict[str, Expr]
 
     @staticmethod
-    def of(world: World) -> _Asked:
+    def of(world: World, semantics: Semantics) -> _Asked:
         builder = Builder(world)
         model, always = builder.build(), properties.always(builder)
         if world.name == "engine" and world.without:  # what is offered is not offered where its event has been left out
             always = {name: tree for name, tree in always.items() if not name.startswith("E")}
-        return _Asked(model, always, moves.on_moves(builder), properties.sometimes(builder))
+        promised = moves.on_moves(builder)
+        if semantics is Semantics.one_pass and promised:
+            promised.append(moves.calls_wait(builder))
+        return _Asked(model, always, promised, properties.sometimes(builder))
 
     @property
     def names(self) -> list[str]:
@@ -66,7 +69,7 @@ class _Asked:
 
 def safety(world: World, semantics: Semantics, symmetric: bool = False) -> Evidence:
     """Every predicate on states, every promise on moves and every witness, in all states that can be reached."""
-    asked = _Asked.of(world)
+    asked = _Asked.of(world, semantics)
     never = {} if symmetric else {f"never {name}": neg(tree) for name, tree in asked.witnesses.items()}
     one_pass = semantics is Semantics.one_pass
     verdict = explorer.explore(
@@ -113,7 +116,7 @@ def liveness(world: World) -> Evidence:
 
 def foreign(world: World, semantics: Semantics, by: By) -> Evidence:
     """SPIN or Rumur over the same world: states, edges, and which promises they find broken."""
-    asked = _Asked.of(world)
+    asked = _Asked.of(world, semantics)
     look = promela.search if by is By.spin else murphi.search
     said = look(asked.model, asked.always, asked.promised, semantics is Semantics.one_pass, MEGABYTES, SECONDS)
     where = (world.name, world.size, semantics, by)

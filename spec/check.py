@@ -99,6 +99,10 @@ def _check_properties(catalog: Catalog, properties: Iterable[Property]) -> Itera
         for text in (prop.when, prop.then):
             for reason in _guard_complaints(catalog, prop.machine, text, ()) if text else ():
                 yield f"spec/properties.py, {prop.name}: {reason}"
+        for event in prop.despite:
+            machine, _, name = event.partition(".")
+            if machine not in catalog.machines or name not in {one.name for one in catalog.machines[machine].events}:
+                yield f"spec/properties.py, {prop.name}: there is no event {event!r}"
         if not prop.judges:
             yield f"spec/properties.py, {prop.name}: nobody judges it"
 

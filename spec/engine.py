@@ -72,7 +72,7 @@ MACHINE = Machine(
         Event(E.begin_update, Owner.operator, takes=("mode",)),
         Event(E.withdraw_update, Owner.timer),
         Event(E.shutdown, Owner.operator, takes=("mode",)),
-        Event(E.shutdown_deadline, Owner.timer, Fairness.weak, "a timer"),
+        Event(E.shutdown_deadline, Owner.timer, Fairness.strong, "each pass looks at the clock once what is due is done"),
         Event(E.stop, Owner.core, Fairness.weak, PASS, boundary=True),
         Event(E.fail, Owner.environment)),
     rows=(

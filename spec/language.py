@@ -179,3 +179,5 @@ class Property:
     """`eventually`: what follows the trigger."""
     machine: str = ""
     """Predicates about one record name its machine."""
+    despite: tuple[str, ...] = ()
+    """`eventually`: events that need not happen for it, whatever is promised of them: `request.eos`."""

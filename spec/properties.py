@@ -162,6 +162,8 @@ PROPERTIES = (
     Property("L6_clears_end", L, "A clear of the prefix cache ends on a paused engine.", (MODEL,),
              when="engine.state == paused and pause_token[clear].state == keep", then="engine.state != paused or pause_token[clear].state == free"),
     Property("L8_shutdown_ends", L, "A shutdown ends in stopped.", (MODEL, TEST), when="engine.state == stopping", then="engine.state in (stopped, failed)"),
+    Property("L8b_shutdown_waits_for_nobody", L, "The drain of a shutdown ends even if no request ever would: its deadline aborts the rest.", (MODEL, TEST),
+             when="engine.goal == stop", then="engine.state in (stopping, failed)", despite=("request.eos",)),
     Property("W1_two_steps_in_flight", W, "Two steps are launched at once.", (MODEL, TEST), when="all_steps(each.state == launched)"),
     Property("W2_waits_for_the_fence", W, "A request is answered while a step still names it.", (MODEL, TEST),
              when="any_request(each.state == draining and each.in_flight)"),

@@ -185,6 +185,10 @@ def test_facts_and_properties_are_held_to_the_same_grammar() -> None:
     assert "spec/properties.py, free_floating: nobody judges it" in complaints(
         request.MACHINE, properties=(*PROPERTIES, unjudged)
     )
+    despite = Property("odd", Modality.eventually, "It is odd.", PROPERTIES[0].judges, despite=("request.rain",))
+    assert "spec/properties.py, odd: there is no event 'request.rain'" in complaints(
+        request.MACHINE, properties=(*PROPERTIES, despite)
+    )
     missing = tuple(fact for fact in FACTS if fact.name != "gate_open")
     assert "'gate_open' is neither a fact nor a bit" in complaints(request.MACHINE, facts=missing)
 
