@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quiesce.proofs.trace_path import NoPath, follow, follow_file
-from quiesce.stateful import control_explorer
-from quiesce.stateful.driver import ledger_config
+from quiesce.stateful.fuzz.corpus import PROGRAMS, parse
+from quiesce.stateful.fuzz.runs import run
+from quiesce.stateful.fuzz.schedule import Schedule
 from quiesce.statemachine.trace import read
 
 Lines = list[dict[str, Any]]
-SEEDS = (5, 20, 33, 40, 48, 55, 61, 63, 64, 67, 68, 74, 76, 85, 92, 93, 115, 116, 123, 136)
-"""Among them every rare event that the explorer's first seeds bring."""
 RARE = {
     "preempt",
     "withdraw_sleep",
@@ -35,22 +32,17 @@ RARE = {
 
 
 @pytest.fixture(scope="module")
-def written(ledger_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Random programs of clients and operators on random schedules, failures included; what each engine wrote."""
+def written(ledger_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Programs of clients, operators and faults; what each engine wrote."""
     folder = tmp_path_factory.mktemp("traces")
-    paths = {seed: folder / f"{seed}.ndjson" for seed in SEEDS}
-    logging.disable(logging.CRITICAL)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            for seed, path in paths.items():
-                patch.setattr(control_explorer, "ledger_config", partial(ledger_config, trace_path=path))
-                control_explorer.explore(ledger_folder, seed)
-    finally:
-        logging.disable(logging.NOTSET)
+    paths = {}
+    for number, (name, text) in enumerate(PROGRAMS.items()):
+        paths[name] = folder / f"{number}.ndjson"
+        run(ledger_folder, Schedule(tuple(parse(text)), (), {"trace_path": str(paths[name])}))
     return paths
 
 
-def test_what_random_programs_make_an_engine_do_is_a_path_of_the_model(written: dict[int, Path]) -> None:
+def test_what_programs_make_an_engine_do_is_a_path_of_the_model(written: dict[str, Path]) -> None:
     followed = [follow_file(path) for path in written.values()]
     assert sum(one.num_actions for one in followed) > 3000
     moves = {(entry["machine"], entry["event"]) for path in written.values() for entry in read(path) if "machine" in entry}
@@ -59,7 +51,7 @@ def test_what_random_programs_make_an_engine_do_is_a_path_of_the_model(written: 
 
 
 @pytest.fixture(scope="module")
-def lines(written: dict[int, Path]) -> Lines:
+def lines(written: dict[str, Path]) -> Lines:
     """A trace with a sleep, an update and several requests in it."""
     longest = max(written.values(), key=lambda path: path.stat().st_size)
     return list(read(longest))

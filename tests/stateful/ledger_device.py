@@ -274,8 +274,7 @@ def answer(
     """The token that follows this context. All [context]."""
     mixed = (tokens + 1) * 0x9E3779B1 + (positions + 1) * 0x85EBCA77 + (versions + 1) * 0xC2B2AE3D
     weight = (positions * 2 + 1) * 0x27D4EB2F
-    with np.errstate(over="ignore"):
-        total = int((mixed * weight).sum()) & MASK
+    total = int((mixed * weight).sum()) & MASK
     return 3 + splitmix64(total ^ key) % (vocab_size - 3)
 
 

@@ -215,7 +215,7 @@ def drawn_actions(rng: random.Random) -> list[Action]:
         OFTEN.get(verb, 1.0) * RARE.get(verb, 1.0) * (5.0 if verb in theme else float(verb in OFTEN or rng.random() < favoured))
         for verb in verbs
     ]
-    words = rng.choices(verbs, weights, k=rng.choice((3, 8, 16, 32, 64)))
+    words = rng.choices(verbs, weights, k=rng.choice((3, 8, 24, 64, 128)))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         place = rng.randint(0, len(words))
         words[place:place] = rng.choice(SCENES)

@@ -91,7 +91,7 @@ def check_nothing_left(player: Player, rig: Rig, oracles: Oracles) -> None:
     }
     if not rig.core_is_dead:
         left |= {"operations": core.operations.by_key, "records": core.world.operations, "requests": core.world.requests}
-        left["ttl"] = dict(core.operations.ttl_s)
+        left |= {"ttl": dict(core.operations.ttl_s), "deadlines": core.operations.next_deadline_s()}
         try:
             if core.failure is None:
                 assert_nothing_left(engine)
