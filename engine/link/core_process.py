@@ -26,10 +26,11 @@ from quiesce.engine import errors, logs
 from quiesce.engine.answers import Answers, Nak
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.core import Core
-from quiesce.engine.inbox import Abort, Detach, Event, Submit
+from quiesce.engine.inbox import Abort, Control, Detach, Event, Submit
 from quiesce.engine.link import codec
 from quiesce.engine.link.fronts import Front, owned, sort
 from quiesce.engine.link.letters import STREAM_BITS, Beat, Bye, Hello, News, Over, Post, ToFront, Welcome
+from quiesce.engine.link.weights import opened
 from quiesce.engine.measures import Measured
 from quiesce.engine.model import Model, make_device, open_model
 from quiesce.engine.outputs import Status
@@ -155,6 +156,8 @@ class CoreLoop:
                 sort([Nak(event.stream, error)], self.fronts)
                 return False
             return True
+        if isinstance(event, Control) and event.source is not None:
+            event = replace(event, source=opened(event.source))  # type: ignore[arg-type]  # the codec has put a parcel in its place
         self.core.inbox.post(event)
         return True
 

@@ -26,13 +26,15 @@ import zmq
 from quiesce.engine import errors
 from quiesce.engine.answers import Ack, Answers, Nak
 from quiesce.engine.config import EngineConfig
-from quiesce.engine.inbox import Event, Submit
+from quiesce.engine.inbox import Control, Event, Submit
 from quiesce.engine.link import codec
-from quiesce.engine.link.child import CoreProcess
+from quiesce.engine.link.child import CoreProcess, private_folder
 from quiesce.engine.link.connection import Connection
-from quiesce.engine.link.letters import Beat, Envelope, Hello, News, Over, Post, Welcome
+from quiesce.engine.link.letters import Beat, Envelope, Feed, Files, Hello, News, Over, Post, Welcome
+from quiesce.engine.link.weights import Feeder
 from quiesce.engine.model import Model
 from quiesce.engine.outputs import Blocks, Status
+from quiesce.engine.weight_source import FilePairs
 from quiesce.spec.vocabulary import EngineState, Tag
 from quiesce.statemachine.trace import Trace
 
@@ -65,7 +67,7 @@ class ProcessLink:
     """
 
     def __init__(self, config: EngineConfig, model: Model, trace: Trace, call_in_loop: Callable[..., object]) -> None:
-        self.config, self.trace, self._call_in_loop = config, trace, call_in_loop
+        self.config, self.model, self.trace, self._call_in_loop = config, model, trace, call_in_loop
         self.started_s = time.monotonic()
         self._epoch = 1
         self._pid: int | None = None
@@ -75,6 +77,7 @@ class ProcessLink:
         """Admissions that the core has not answered."""
         self._status = _nothing_yet(model, self._epoch)
         self._measured = self._status.measured
+        self._feeders: set[Feeder] = set()
         self._orders: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
@@ -98,6 +101,8 @@ class ProcessLink:
             if self._num_posted >= self.config.max_queue:
                 raise errors.QueueFull(f"{self._num_posted} requests wait to be looked at")
             self._num_posted += 1
+        elif isinstance(event, Control) and event.source is not None:
+            event = replace(event, source=self._parcel(event.source))  # type: ignore[arg-type]  # it stands for the source until it arrives
         try:
             data = codec.encode(self._epoch, self._number, Post(event))
         except errors.InvalidRequest:
@@ -105,6 +110,14 @@ class ProcessLink:
             raise
         if self._push is not None:
             self._push.send(data)
+
+    def _parcel(self, source: Iterator[tuple[str, Any]]) -> Files | Feed:
+        """What goes to the core instead of a source of weights."""
+        if isinstance(source, FilePairs):
+            return Files({str(path): list(names) for path, names in source.files.items()})
+        feeder = Feeder(source, self.model.info, private_folder(), self._feeders.discard)
+        self._feeders.add(feeder)
+        return feeder.address
 
     def status(self) -> Status:
         return self._status
@@ -117,11 +130,15 @@ class ProcessLink:
         """Waits for the thread, which has said that it ended."""
         if self._thread is not None:
             self._thread.join()
+        for feeder in list(self._feeders):
+            feeder.join()
 
     def drop_mailboxes(self) -> None:
         if self._push is not None:
             self._push.close(linger=0)
             self._push = None
+        for feeder in list(self._feeders):
+            feeder.close()
         self._num_posted = 0
         self._status = after_loss(self._status)
 
