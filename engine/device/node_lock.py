@@ -29,7 +29,10 @@ def alone(device: str, go_on: Callable[[], None]) -> Iterator[None]:
     Raises:
         OSError: the file cannot be opened.
     """
-    fd = os.open(lock_file(device), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:  # it may be another user's, which need not be written to be locked
+        fd = os.open(lock_file(device), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = os.open(lock_file(device), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         while True:
             try:
