@@ -104,7 +104,9 @@ def _add_bench(commands: Commands) -> None:
     load.add_argument("--profile", type=Path, metavar="FILE", help="write a Chrome trace of every step, host and device")
     suite = command.add_argument_group("suite")
     suite.add_argument("--suite", action="store_true", help="measure the figures to reach instead, peers in the same run")
-    suite.add_argument("--rows", default="gate,host,lifecycle,decode,mixed", help="rows of the suite, separated by commas")
+    suite.add_argument(
+        "--rows", default="gate,host,lifecycle,boundary,http,decode,mixed", help="rows of the suite, separated by commas"
+    )
     command.add_argument("--quick", action="store_true", help="toy sizes: that it runs, not how fast")
     command.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures here; the suite writes build/bench/suite.json by itself"

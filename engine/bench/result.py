@@ -24,7 +24,7 @@ class Figure:
     """One row of the suite: a figure measured several times, or the reason why it was not."""
 
     row: str
-    """The row of the suite it belongs to: gate, host, lifecycle, decode or mixed."""
+    """The row of the suite it belongs to: gate, host, lifecycle, boundary, http, decode or mixed."""
     name: str
     unit: str
     samples: tuple[float, ...] = ()

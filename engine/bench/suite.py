@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from quiesce.engine.bench import decode, gate, host, http, lifecycle, mixed
+from quiesce.engine.bench import boundary, decode, gate, host, http, lifecycle, mixed
 from quiesce.engine.bench.peer_process import PeerError, PeerProcess, missing
 from quiesce.engine.bench.result import VERSION, Figure, machine_facts, table
 
-ROWS: Final = ("gate", "host", "lifecycle", "http", "decode", "mixed")
+ALONE: Final[dict[str, Callable[[bool], Iterable[Figure]]]] = {
+    "gate": gate.measure, "host": host.measure, "lifecycle": lifecycle.measure, "boundary": boundary.measure, "http": http.measure,
+}  # fmt: skip
 AGAINST_A_PEER: Final = {"decode": decode.measure, "mixed": mixed.measure}
+ROWS: Final = (*ALONE, *AGAINST_A_PEER)
 
 
 def measure(rows: Sequence[str], quick: bool) -> Iterator[Figure]:
     """The figures of these rows, in order. Rows with a peer share its process and its checkpoint."""
-    if "gate" in rows:
-        yield from gate.measure(quick)
-    if "host" in rows:
-        yield from host.measure(quick)
-    if "lifecycle" in rows:
-        yield from lifecycle.measure(quick)
-    if "http" in rows:
-        yield from http.measure(quick)
+    for row in ALONE:
+        if row in rows:
+            yield from ALONE[row](quick)
     wanted = [row for row in AGAINST_A_PEER if row in rows]
     if not wanted:
         return

@@ -86,3 +86,12 @@ def test_the_lifecycle_row_pauses_sleeps_and_wakes_a_real_engine(tmp_path: Path,
     figures = {figure["name"]: figure for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]}
     assert figures["memory given back / the weights' arena"]["median"] >= 0.95
     assert figures["pause and resume of an idle engine"]["num_samples"] == 5
+
+
+def test_the_boundary_row_serves_the_same_load_both_ways(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    assert cli.main(["bench", "--suite", "--quick", "--rows", "boundary", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    assert [figure["floor"] for figure in figures] == [0.85, None, None]
+    ratio, thread, process = (figure["median"] for figure in figures)
+    assert ratio == pytest.approx(process / thread)
