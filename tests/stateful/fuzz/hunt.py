@@ -51,6 +51,10 @@ def drawn_schedule(seed: int, device: str = "ledger") -> tuple[Schedule, Strateg
     schedule = Schedule(
         tuple(actions), (), drawn_values(CONFIG, rng.choice), **drawn_values(SCHEDULE, rng.choice), device=device
     )
+    if device == "boundary":
+        from quiesce.stateful.fuzz.boundary_runs import with_losses
+
+        schedule = with_losses(schedule, rng)
     return schedule, STRATEGIES[seed % len(STRATEGIES)](seed)
 
 

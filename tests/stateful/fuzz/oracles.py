@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from quiesce.engine import errors
 from quiesce.engine.api import AsyncEngine
+from quiesce.engine.core import Core
 from quiesce.engine.operations import Operation
 from quiesce.spec import CATALOG
 from quiesce.spec.language import ELSEWHERE
@@ -89,6 +90,11 @@ class Oracles:
         """Holds each refusal against the declaration: nothing has changed, and the error is the declared one."""
         for gate in (self.engine._core.gate, self.engine._front.gate):
             self._watch(gate)
+
+    def watch_core(self, core: Core, places: Callable[[], Places], launched: Callable[[], int]) -> None:
+        """Watches a core that came later, as `watch_gates` and `watch_operations` have the first."""
+        self._watch(core.gate)
+        self.watch_operations(places, launched)
 
     def _watch(self, gate: Gate) -> None:
         fire = gate.fire

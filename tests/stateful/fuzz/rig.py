@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quiesce.engine.api import AsyncEngine
+from quiesce.engine.core import Core
 from quiesce.engine.messages import Moved, StepOutput
 from quiesce.engine.tensor_files import expected_tensors
 from quiesce.spec.vocabulary import Tag
@@ -41,7 +42,10 @@ class Rig:
         """Names of weight versions -> the number that steps carry."""
         self.truth: Truth = ledger_truth(self.numbers)
         self._tensors = expected_tensors(self.engine.model.info)
-        core = self.engine._core
+        self.follow(self.engine._core)
+
+    def follow(self, core: Core) -> None:
+        """Takes note of the versions that this core makes."""
         new_version, deadline = core.operations.update.new_version, core.next_deadline_s
 
         def noted() -> None:

@@ -61,7 +61,11 @@ def rig_for(device: str) -> type[Rig]:
         from quiesce.stateful.fuzz.rig_cuda import CudaRig
 
         return CudaRig
-    raise ValueError(f"there is no deterministic {device!r} device; ledger, cpu and cuda (on a dry platform) are")
+    if device == "boundary":
+        from quiesce.stateful.fuzz.boundary_runs import BoundaryRig
+
+        return BoundaryRig
+    raise ValueError(f"there is no deterministic {device!r} device; ledger, cpu, cuda (on a dry platform) and boundary are")
 
 
 class Production:
@@ -191,4 +195,13 @@ def _trimmed(indices: Sequence[int]) -> tuple[int, ...]:
 
 def run(folder: Path, schedule: Schedule, strategy: Strategy | None = None, **options: Any) -> Outcome:
     """Runs a schedule: under a strategy, or as it was recorded."""
-    return Production(folder, schedule, strategy or Replay(schedule.choices), **options).run()
+    return production_for(schedule.device)(folder, schedule, strategy or Replay(schedule.choices), **options).run()
+
+
+def production_for(device: str) -> type[Production]:
+    """How a schedule of this device is played: through a process boundary, or in one place."""
+    if device == "boundary":
+        from quiesce.stateful.fuzz.boundary_runs import BoundaryProduction
+
+        return BoundaryProduction
+    return Production
