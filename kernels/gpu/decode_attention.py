@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quiesce.kernels.gpu.cost import Cost
-from quiesce.kernels.gpu.language import ceil_div, jit, power_of_two, require_contiguous, tl
+from quiesce.kernels.gpu.language import ceil_div, jit_for_any, power_of_two, require_contiguous, tl
 
 SPLIT = 256
 """Tokens to a program."""
@@ -28,7 +28,7 @@ COMBINED = 8
 LOG2_E = math.log2(math.e)
 
 
-@jit
+@jit_for_any("table_stride")
 def decode_split_kernel(
     q, k_cache, v_cache, tables, contexts, sums, stats, table_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -56,11 +56,11 @@ def decode_split_kernel(
         block = tl.load(tables + row * table_stride + n // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
         slot = ((block * KV_HEADS + head) * BLOCK_SIZE + n % BLOCK_SIZE) * DIM
         k = tl.load(k_cache + slot[:, None] + d[None, :], mask=seen[:, None], other=0.0)
-        scores = tl.dot(x, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(x, tl.trans(k), input_precision="ieee")
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
-        keep = tl.exp2(top - new_top)
-        weights = tl.exp2(scores - new_top[:, None])
+        keep = tl.exp2((top - new_top) * scale)
+        weights = tl.exp2(tl.fma(scores, scale, -new_top[:, None] * scale))
         total = total * keep + tl.sum(weights, 1)
         v = tl.load(v_cache + slot[:, None] + d[None, :], mask=seen[:, None], other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
@@ -72,9 +72,9 @@ def decode_split_kernel(
     tl.store(stats + part * 2 + 1, total, mask=inside)
 
 
-@jit
+@jit_for_any("splits")
 def decode_combine_kernel(
-    sums, stats, contexts, out, splits,
+    sums, stats, contexts, out, splits, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, SPLIT: tl.constexpr, COMBINED: tl.constexpr,
 ):  # fmt: skip
     """Grid (heads, rows)."""
@@ -93,8 +93,8 @@ def decode_combine_kernel(
         totals = tl.load(stats + (first + split) * 2 + 1, mask=inside, other=0.0)
         parts = tl.load(sums + (first + split)[:, None] * DIM + d[None, :], mask=inside[:, None], other=0.0)
         new_top = tl.maximum(top, tl.max(tops, 0))
-        keep = tl.exp2(top - new_top)
-        weights = tl.exp2(tops - new_top)
+        keep = tl.exp2((top - new_top) * scale)
+        weights = tl.exp2((tops - new_top) * scale)
         total = total * keep + tl.sum(totals * weights, 0)
         acc = acc * keep + tl.sum(parts * weights[:, None], 0)
         top = new_top
@@ -162,11 +162,12 @@ def decode_attention(
         )
     sums = partial.view(-1)
     stats = sums[rows * heads * splits * dim :]
+    scale = dim**-0.5 * LOG2_E
     decode_split_kernel[(splits, kv_heads, rows)](
-        q, k_cache, v_cache, tables, contexts, sums, stats, tables.stride(0), dim**-0.5 * LOG2_E,
+        q, k_cache, v_cache, tables, contexts, sums, stats, tables.stride(0), scale,
         **split_configuration(heads, kv_heads, dim, block_size),
     )  # fmt: skip
-    decode_combine_kernel[(heads, rows)](sums, stats, contexts, out, splits, **combine_configuration(heads, dim))
+    decode_combine_kernel[(heads, rows)](sums, stats, contexts, out, splits, scale, **combine_configuration(heads, dim))
 
 
 def decode_attention_truth(

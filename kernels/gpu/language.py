@@ -13,7 +13,7 @@ try:
 except ImportError:  # a machine that serves on the CPU
     triton = tl = None
 
-__all__ = ["INSTALLED", "Missing", "ceil_div", "jit", "power_of_two", "require_contiguous", "tl"]
+__all__ = ["INSTALLED", "Missing", "ceil_div", "jit", "jit_for_any", "power_of_two", "require_contiguous", "tl"]
 
 INSTALLED = triton is not None
 
@@ -27,7 +27,13 @@ class Missing:
 
 def jit(function: Callable[..., Any]) -> Any:
     """`triton.jit`, or `Missing`."""
-    return triton.jit(function) if INSTALLED else Missing()
+    return jit_for_any()(function)
+
+
+def jit_for_any(*integers: str) -> Callable[[Callable[..., Any]], Any]:
+    """The same. The integers that are named may have any value: for a 1 or a multiple of 16 Triton would compile again, perhaps in
+    the middle of serving."""
+    return lambda function: triton.jit(function, do_not_specialize=list(integers)) if INSTALLED else Missing()
 
 
 def power_of_two(n: int) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from quiesce.kernels.gpu.cost import Cost
-from quiesce.kernels.gpu.language import ceil_div, jit, require_contiguous, tl
+from quiesce.kernels.gpu.language import ceil_div, jit_for_any, require_contiguous, tl
 
 FROM_DEVICE = -1
 """In `host_ids`: the row's sampled token. As `engine.messages.FROM_DEVICE`."""
 BLOCK = 256
 
 
-@jit
+@jit_for_any("count")
 def input_ids_kernel(host_ids, rows, next_token, out, lost, count, FROM_DEVICE: tl.constexpr, BLOCK: tl.constexpr):
     """One program to BLOCK tokens."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -26,7 +26,7 @@ def input_ids_kernel(host_ids, rows, next_token, out, lost, count, FROM_DEVICE: 
     tl.store(lost + token, (chained & (taken < 0)).to(tl.int32), mask=inside)
 
 
-@jit
+@jit_for_any("count")
 def keep_sampled_kernel(sampled, rows, next_token, count, BLOCK: tl.constexpr):
     """One program to BLOCK samples."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

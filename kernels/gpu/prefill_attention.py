@@ -6,7 +6,8 @@ Requests have any number of queries. One program does one KV head and BLOCK_Q qu
 together as rows of one matrix; it finds its request by bisection. Softmax in one pass over tiles of TILE tokens from slot 0: Dao,
 https://arxiv.org/abs/2307.08691. Tiles that every query sees whole are not masked.
 
-A tile past a query's position multiplies its sums by 1 and adds 0, so a result does not depend on how the prompt was cut.
+A tile past a query's position multiplies its sums by 1 and adds 0, so a result does not depend on how the prompt was cut, down to
+single tokens: where every bit must be reproducible, decoding rows come here, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quiesce.kernels.gpu.cost import Cost
-from quiesce.kernels.gpu.language import ceil_div, jit, power_of_two, require_contiguous, tl
+from quiesce.kernels.gpu.language import ceil_div, jit, jit_for_any, power_of_two, require_contiguous, tl
 
 ROWS = 128
 """Rows of a program's matrix: queries times padded group. Two warp groups of 64, as Hopper's matrix instruction has them."""
@@ -56,19 +57,19 @@ def _turn(
         block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
     place = (((block * KV_HEADS + head) * BLOCK_SIZE + n % BLOCK_SIZE) * DIM)[:, None] + d[None, :]
     k = tl.load(k_cache + place, mask=n[:, None] < last, other=0.0) if MASKED else tl.load(k_cache + place)
-    scores = tl.dot(x, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.dot(x, tl.trans(k), input_precision="ieee")
     if MASKED:
         scores = tl.where(n[None, :] <= position[:, None], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
-    keep = tl.exp2(top - new_top)
-    weights = tl.exp2(scores - new_top[:, None])
+    keep = tl.exp2((top - new_top) * scale)
+    weights = tl.exp2(tl.fma(scores, scale, -new_top[:, None] * scale))  # one rounding, masked or not
     total = total * keep + tl.sum(weights, 1)
     v = tl.load(v_cache + place, mask=n[:, None] < last, other=0.0) if MASKED else tl.load(v_cache + place)
     acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
     return acc, total, new_top
 
 
-@jit
+@jit_for_any("requests", "table_stride")
 def prefill_kernel(
     q, k_cache, v_cache, tables, starts, offsets, out, requests, table_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,

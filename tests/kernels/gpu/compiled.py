@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,24 @@ def compiled(spec: Specialisation) -> Any:
     """Triton's result; `asm["ptx"]`, `metadata.shared`."""
     names = spec.kernel.arg_names
     signature = {name: spec.arguments.get(name, "constexpr") for name in names}
-    even = {name for name, kind in spec.arguments.items() if kind.startswith("*")} | spec.multiples
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    pointers = [name for name, kind in spec.arguments.items() if kind.startswith("*")]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
     source = ASTSource(spec.kernel, signature, spec.constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(spec.options))
 
 
+def arithmetic_of_loops(ptx: str) -> list[dict[str, int]]:
+    """How often each floating-point instruction stands in each stretch of code that multiplies matrices."""
+    found = [
+        Counter(re.findall(r"\b(?:fma|mul|add|sub|max|ex2|wgmma|mma)\.[a-z0-9_.]+", part))
+        for part in re.split(r"\n\$L\w+:", ptx)
+    ]
+    return [dict(sorted(count.items())) for count in found if any("mma_async" in name or "mma.sync" in name for name in count)]
+
+
 def measured(spec: Specialisation) -> dict[str, Any]:
-    """Registers to a thread, spilled bytes, stack and shared bytes to a program, and what is in the PTX: matrix instructions, and how
-    many asynchronous copies may be under way when one is waited for."""
+    """Registers to a thread, spilled bytes, stack and shared bytes to a program, and what is in the PTX: matrix instructions, how
+    many asynchronous copies may be under way when one is waited for, and the arithmetic of the loops."""
     began = time.perf_counter()
     result = compiled(spec)
     ptx = result.asm["ptx"]
@@ -57,6 +67,7 @@ def measured(spec: Specialisation) -> dict[str, Any]:
         "threads": 32 * spec.options["num_warps"],
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))),
         "waits": [int(left) for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)],
+        "loops": arithmetic_of_loops(ptx),
         "seconds": round(time.perf_counter() - began, 2),
     }
 

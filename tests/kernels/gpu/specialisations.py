@@ -5,7 +5,7 @@ A multiprocessor has 65,536 registers and 227 KiB of shared memory for its progr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,8 +53,6 @@ class Specialisation:
     """How many must fit on a multiprocessor at once."""
     matrix: str | None = None
     """The matrix instruction that must be in the PTX."""
-    multiples: frozenset[str] = field(default_factory=frozenset)
-    """Integers that are multiples of 16."""
 
 
 def split(configuration: dict[str, int]) -> tuple[dict[str, Any], dict[str, int]]:
@@ -110,7 +108,7 @@ def attention(model: Model, block_size: int) -> list[Specialisation]:
 def combination(model: Model) -> Specialisation:
     """Does not know of blocks."""
     shape, options = split(decode_attention.combine_configuration(model.heads, model.dim))
-    arguments = {"sums": F32, "stats": F32, "contexts": I32, "out": B16, "splits": "i32"}
+    arguments = {"sums": F32, "stats": F32, "contexts": I32, "out": B16, "splits": "i32", "scale": "fp32"}
     return Specialisation(f"decode_combine {model.name}", decode_attention.decode_combine_kernel, arguments, shape, options, 8)
 
 

@@ -45,6 +45,15 @@ def test_attention_multiplies_on_the_matrix_units_with_a_tile_in_flight(made: di
     assert max(made["waits"]) >= 2, "keys and values of the next tile are being copied while this one is used"
 
 
+@pytest.mark.parametrize("spec", [spec for spec in every() if spec.name.startswith("prefill")], ids=lambda spec: spec.name)
+def test_a_tile_is_computed_alike_masked_or_not(made: dict[str, Any], spec: Specialisation) -> None:
+    """Else a fused multiply-add in one loop alone would make bits depend on where a prompt is cut."""
+    whole, diagonal = made["loops"]
+    floats = [{name: n for name, n in loop.items() if ".f32" in name or "mma" in name} for loop in (whole, diagonal)]
+    assert floats[0] == floats[1]
+    assert any(name.startswith("fma") for name in floats[0])
+
+
 @pytest.mark.parametrize(
     ("registers", "threads", "shared", "programs"),
     [(128, 128, 72_192, 3), (128, 128, 0, 4), (188, 256, 132_096, 1), (255, 512, 0, 0), (16, 32, 0, 32), (32, 1024, 0, 2)],
