@@ -38,7 +38,7 @@ def arithmetic_of_loops(ptx: str) -> list[dict[str, int]]:
     """How often each floating-point instruction stands in each stretch of code that multiplies matrices."""
     found = [
         Counter(re.findall(r"\b(?:fma|mul|add|sub|max|ex2|wgmma|mma)\.[a-z0-9_.]+", part))
-        for part in re.split(r"\n\$L\w+:", ptx)
+        for part in re.split(r"\n\$L__BB\w+:", ptx)
     ]
     return [dict(sorted(count.items())) for count in found if any("mma_async" in name or "mma.sync" in name for name in count)]
 
