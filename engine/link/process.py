@@ -162,7 +162,7 @@ class ProcessLink:
         os.eventfd_write(self._wake, 1)
 
     def _welcomed(self, epoch: int, number: int, push: zmq.Socket[bytes]) -> None:
-        if epoch != self._epoch or self._push is not None:
+        if epoch != self._epoch or not self._connection.is_starting:  # it came too late: nobody waits for this core any more
             push.close(linger=0)
             return
         self._number, self._push = number, push

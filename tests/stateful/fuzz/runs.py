@@ -195,11 +195,13 @@ def _trimmed(indices: Sequence[int]) -> tuple[int, ...]:
 
 def run(folder: Path, schedule: Schedule, strategy: Strategy | None = None, **options: Any) -> Outcome:
     """Runs a schedule: under a strategy, or as it was recorded."""
-    return production_for(schedule.device)(folder, schedule, strategy or Replay(schedule.choices), **options).run()
+    made: Any = production_for(schedule.device)(folder, schedule, strategy or Replay(schedule.choices), **options)
+    outcome: Outcome = made.run()
+    return outcome
 
 
-def production_for(device: str) -> type[Production]:
-    """How a schedule of this device is played: through a process boundary, or in one place."""
+def production_for(device: str) -> Any:
+    """How a schedule of this device is played: a `Production`, or one through a process boundary."""
     if device == "boundary":
         from quiesce.stateful.fuzz.boundary_runs import BoundaryProduction
 
