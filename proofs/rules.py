@@ -261,8 +261,9 @@ SEEDS = (
 RULES: tuple[Without, ...] = (*ORDER, *DRAINS, *BLOCKS, *MEMORY, *FRONT, *SEEDS)
 
 HIDDEN = "the engine's own order of the pass comes first: "
-ONE_PROCESS = "not driven: front end and core are one process in this version, so that no core outlives its link"
-NO_DRIVER = "not driven: stories of the front end's worlds have no driver on the engine yet"
+ONE_INSTANT = (
+    "the engine's own order of a loss comes first: everybody is answered and the old core is killed before it looks for another"
+)
 UNSEEN = {
     "R1": "the engine settles its boundary work before it takes the next call; no table can have it otherwise",
     "R2": "fairness is not in the tables that the engine follows, but in its scheduler",
@@ -280,18 +281,8 @@ UNSEEN = {
     "R30": HIDDEN + "what was kept has given its blocks back before the commit is looked at",
     "R30b": "the version is part of every key of the prefix index: what is left of the old one is never found",
     "R34": HIDDEN + "everybody is swept before the engine looks whether it can stop",
-    "R35": ONE_PROCESS,
-    "R35b": ONE_PROCESS,
-    "R35c": ONE_PROCESS,
-    "R35d": ONE_PROCESS,
-    "R35e": ONE_PROCESS,
-    "R36": NO_DRIVER,
-    "R36b": NO_DRIVER,
-    "R37": NO_DRIVER,
-    "R37b": NO_DRIVER,
-    "R38": NO_DRIVER,
-    "R38b": NO_DRIVER,
-    "LMDeploy #4545": NO_DRIVER,
-    "LMDeploy #4655, opening": NO_DRIVER,
+    "R35": ONE_INSTANT,
+    "R35b": ONE_INSTANT,
+    "R35c": ONE_INSTANT,
 }
 """Rules whose lack the real engine does not show: something else stands in the way, and what."""

@@ -19,6 +19,7 @@ from quiesce.proofs.rules import Without, oldest_is_first
 from quiesce.proofs.trace_path import MODELLED, Follower, NoPath
 from quiesce.proofs.without import FOR_EVER, breaks
 from quiesce.proofs.world import World
+from quiesce.stateful.front_stage import signs
 from quiesce.stateful.loop import LeftOver
 from quiesce.stateful.replay import Replayed, replay
 from quiesce.stateful.stage import Stage
@@ -120,20 +121,24 @@ class _Witness:
 
 
 def told(rule: Without) -> str:
-    """What an outsider sees of an engine without the rule; empty if nothing, and of rules about the link and sessions."""
+    """What an outsider sees of an engine without the rule; empty if nothing."""
     if rule.world.name != "engine":
-        return ""
+        return next(iter(signs(rule.edits, once(breaks(rule)))), "")
     if rule.stage is not None and rule.stage.story:
         return drive(rule.edits, rule.stage.world, rule.stage.story).told()
     staged = rule
     if rule.stage is not None:
         staged = replace(rule, world=rule.stage.world, breaks=rule.stage.breaks, base=oldest_is_first)
     for as_engine in (False, True) if not staged.breaks.startswith("L") else (False,):
-        story = breaks(staged, as_engine)
-        once = story[: story.index(FOR_EVER)] if FOR_EVER in story else story
-        if sign := drive(rule.edits, staged.world, once).told() if once else "":
+        story = once(breaks(staged, as_engine))
+        if sign := drive(rule.edits, staged.world, story).told() if story else "":
             return sign
     return ""
+
+
+def once(story: Sequence[str]) -> Sequence[str]:
+    """What happens before something goes on for ever."""
+    return story[: story.index(FOR_EVER)] if FOR_EVER in story else story
 
 
 def drive(edits: Sequence[Edit], world: World, actions: Sequence[str]) -> Seen:
