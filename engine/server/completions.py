@@ -14,7 +14,7 @@ from quiesce.engine.model import Prompt
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.server.bodies import JsonRoute
 from quiesce.engine.server.host import Host
-from quiesce.engine.server.replies import Wording, envelope, new_id
+from quiesce.engine.server.replies import Wording, broken_reply, new_id
 from quiesce.engine.server.serving import Outputs, finals, stream, unless_gone
 from quiesce.engine.server.wire import ChatRequest, CompletionRequest, Sampled
 
@@ -79,7 +79,4 @@ async def _answered(request: Request, asked: Sampled, wording: Wording, requests
         return await stream(request, requests, wording.frames)
     outputs = await unless_gone(request.receive, finals(requests))
     body = wording.whole(outputs)
-    broken = next((output.error for output in outputs if output.error is not None), None)
-    if broken is not None:  # its tokens so far are the client's all the same
-        return JSONResponse({**envelope(500, broken), "partial": body}, 500)
-    return JSONResponse(body)
+    return broken_reply(outputs, body) or JSONResponse(body)

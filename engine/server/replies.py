@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from quiesce.engine import errors
 from quiesce.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from quiesce.engine.server.serving import Frame
@@ -34,6 +36,22 @@ def error_body(error: errors.EngineError) -> dict[str, Any]:
         if getattr(error, name, None) not in (None, (), "")
     }
     return envelope(error.http_status, str(error), getattr(error, "field", None), **more)
+
+
+def broken_body(output: RequestOutput) -> dict[str, Any]:
+    """Of a request that ended with an error: whether it is worth being sent again, for a new core is coming."""
+    if output.retryable:
+        return envelope(503, output.error or "", retryable=True)
+    return envelope(500, output.error or "")
+
+
+def broken_reply(outputs: Iterable[RequestOutput], partial: Any) -> JSONResponse | None:
+    """The answer where a request ended with an error: its tokens so far are the client's all the same."""
+    broken = next((output for output in outputs if output.error is not None), None)
+    if broken is None:
+        return None
+    body = broken_body(broken)
+    return JSONResponse({**body, "partial": partial}, body["error"]["code"], {"Retry-After": "1"} if broken.retryable else None)
 
 
 def usage(outputs: Iterable[RequestOutput]) -> dict[str, Any]:
@@ -120,7 +138,7 @@ class Wording:
                             frame["usage"] = self._so_far(prompts, completion)
                         yield frame
                 if output.finished and output.error is not None:
-                    yield envelope(500, output.error)
+                    yield broken_body(output)
         except errors.EngineError as error:
             yield error_body(error)
         if self.include_usage:

@@ -13,7 +13,7 @@ from quiesce.engine.model import Prompt
 from quiesce.engine.outputs import CompletionOutput, RequestOutput
 from quiesce.engine.server.bodies import JsonRoute
 from quiesce.engine.server.host import Host
-from quiesce.engine.server.replies import envelope, error_body, new_id, usage
+from quiesce.engine.server.replies import broken_body, broken_reply, error_body, new_id, usage
 from quiesce.engine.server.serving import Frame, finals, stream, unless_gone
 from quiesce.engine.server.wire import DetokenizeRequest, GenerateRequest, TokenizeRequest, TokensRequest
 
@@ -71,10 +71,8 @@ def router(host: Host) -> APIRouter:
 
 
 def _told(outputs: list[RequestOutput], body: Any) -> Response:
-    broken = next((output.error for output in outputs if output.error is not None), None)
-    if broken is not None:  # its tokens so far are the client's all the same
-        return JSONResponse({**envelope(500, broken), "partial": body(outputs)}, 500)
-    return JSONResponse(body(outputs))
+    told = body(outputs)
+    return broken_reply(outputs, told) or JSONResponse(told)
 
 
 # ---- vLLM's ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +106,7 @@ async def _token_frames(outputs: AsyncIterator[tuple[int, RequestOutput]]) -> As
         async for _, output in outputs:
             yield {"request_id": output.request_id, "choices": [_choice(child) for child in output.outputs]}
             if output.error is not None:
-                yield envelope(500, output.error)
+                yield broken_body(output)
     except errors.EngineError as error:
         yield error_body(error)
     yield "[DONE]"
@@ -166,7 +164,7 @@ async def _native_frames(outputs: AsyncIterator[tuple[int, RequestOutput]], sing
             for child in output.outputs:
                 yield {**_native(child, output), **({} if single else {"index": place})}
             if output.error is not None:
-                yield envelope(500, output.error)
+                yield broken_body(output)
     except errors.EngineError as error:
         yield error_body(error)
     yield "[DONE]"

@@ -29,14 +29,16 @@ class Listener:
         frame: dict[str, Any] = json.loads(line.removeprefix("data: "))
         return frame
 
-    def to_the_end(self) -> str:
-        """Listens to the end; how it ended."""
+    def rest(self) -> list[dict[str, Any]]:
+        """Listens to the end; every frame that came."""
         while (frame := self._frame()) is not None:
             self.frames.append(frame)
         self._opened.__exit__(None, None, None)
-        last = self.frames[-1]
-        assert last is not None
-        return str(last["choices"][0]["finish_reason"])
+        return [frame for frame in self.frames if frame is not None]
+
+    def to_the_end(self) -> str:
+        """Listens to the end; how it ended."""
+        return str(self.rest()[-1]["choices"][0]["finish_reason"])
 
     @property
     def num_frames(self) -> int:
