@@ -21,6 +21,8 @@ from quiesce.engine.tiny import checkpoint_folder
 PROMPT = [5, 9, 11, 20]
 PATIENCE_S = 60.0
 """Of a test with a machine that is busy; nothing waits for it to pass."""
+SOON_S = 5.0
+"""Of an answer to somebody who waits for a dead core: 1 s is promised, the rest is for a machine that is busy."""
 
 
 def config(**changes: Any) -> EngineConfig:
@@ -73,11 +75,11 @@ def kill(engine: AsyncEngine, number: int = signal.SIGKILL) -> None:
     os.kill(core_of(engine), number)
 
 
-async def born(engine: AsyncEngine) -> int:
-    """Waits for the process of the core; it has said nothing yet."""
-    while engine.core_pid is None:  # noqa: ASYNC110  no event says it: nothing has been heard of the core
+async def born(engine: AsyncEngine, after: int | None = None) -> int:
+    """Waits for the process of the core, the one that follows `after`; it has said nothing yet."""
+    while engine.core_pid in (None, after):  # noqa: ASYNC110  no event says it: nothing has been heard of the core
         await asyncio.sleep(0)
-    return engine.core_pid
+    return core_of(engine)
 
 
 async def until(happened: Callable[[], bool], engine: AsyncEngine) -> None:

@@ -21,10 +21,7 @@ from quiesce.engine.link.process import LAST_WORDS_MS
 from quiesce.engine.outputs import RequestOutput
 from quiesce.engine.tiny import checkpoint_folder
 from quiesce.statemachine import trace
-from tests.engine.link.cores import PATIENCE_S, PROMPT, asks, born, config, core_of, kill, last, nothing_left, until
-
-SOON_S = 1.0
-"""Within which everything that waits for a dead core is answered."""
+from tests.engine.link.cores import PATIENCE_S, PROMPT, SOON_S, asks, born, config, core_of, kill, last, nothing_left, until
 
 
 def live(body: Callable[[AsyncEngine], Awaitable[Any]], **changes: Any) -> Any:
@@ -237,4 +234,4 @@ def test_a_queue_that_is_full_refuses_whoever_is_too_many() -> None:
 
 
 def test_last_words_leave_time_for_the_answers() -> None:
-    assert LAST_WORDS_MS / 1e3 < SOON_S / 4
+    assert LAST_WORDS_MS / 1e3 < 0.25

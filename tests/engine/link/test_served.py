@@ -12,10 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.engine.link.cores import SOON_S
 from tests.engine.server.served import PATIENCE_S, Served
 from tests.engine.server.test_end_of_service import Listener, wait_for_refusal
-
-SOON_S = 1.0
 
 
 def core_of(server: Served) -> int:
