@@ -117,6 +117,8 @@ class Inbox:
 
     def take(self) -> list[Event]:
         """Everything posted so far, in order."""
+        if not self._events:  # what is posted just now wakes the core once more
+            return []
         with self._lock:
             events = list(self._events)
             self._events.clear()

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transitions import EventData
 
@@ -40,8 +39,7 @@ class IllegalTransition(RefusedTransition):
     """A promise of our own is broken: an internal event in a state where it cannot be. A defect, never a caller's fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of an event: the effects of its move, or why it did not move."""
 
     moved: bool
