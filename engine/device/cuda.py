@@ -16,8 +16,9 @@ import torch
 
 from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.cuda_flight import Flight
 from quiesce.engine.device.cuda_residence import VirtualResidence
-from quiesce.engine.device.cuda_runner import CudaRunner, Flight
+from quiesce.engine.device.cuda_runner import CudaRunner
 from quiesce.engine.device.platform import Platform
 from quiesce.engine.device.worker import WorkerDevice, failed, landed
 from quiesce.engine.messages import Completion, StepInput, StepOutput, WeightsWritten

@@ -90,6 +90,10 @@ class CudaPlatform:
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         work()  # compiles kernels and makes handles, which capture does not allow
         torch.cuda.synchronize(self.device)

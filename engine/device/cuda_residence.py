@@ -28,6 +28,7 @@ class PinnedMemory:
     def __init__(self, num_bytes: int, driver: Driver) -> None:
         self._driver, self._arena = driver, Arena(num_bytes)
         self.bytes: Tensor = self._arena.view(0, (num_bytes,), torch.uint8)
+        self._arena.prefer_large_pages()
         try:
             driver.pin(self.bytes.data_ptr(), self._arena.num_bytes)
         except BaseException:
@@ -86,7 +87,7 @@ class VirtualResidence:
     Args:
         arena: the range.
         driver: the device's.
-        synchronize: waits until the device is idle.
+        synchronize: waits until the device is idle, and gives back what torch keeps to use again.
         lock: held while memory moves: engines that share a device do not move theirs at the same time. Takes `go_on`.
         keeps_copy: keep the copy of everything while the memory is here: then it leaves without being copied.
     """

@@ -6,7 +6,6 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from quiesce.engine.checkpoint import ModelInfo, compute_dtype
 from quiesce.engine.config import EngineConfig
-from quiesce.engine.device.cuda_memory import ALIGNMENT, VirtualArena
+from quiesce.engine.device.cuda_flight import CONTEXTS, Extra, Flight, Staging, graph_sizes
+from quiesce.engine.device.cuda_memory import ALIGNMENT, DriverError, VirtualArena
 from quiesce.engine.device.cuda_model import CudaModel
 from quiesce.engine.device.cuda_residence import PinnedMemory, VirtualResidence
-from quiesce.engine.device.cuda_step import Pass, Shape, StepTokens, input_layout, pad, result_layout
-from quiesce.engine.device.platform import Event, Platform
+from quiesce.engine.device.cuda_step import Pass, Shape, StepTokens, input_layout, pad, result_layout, rounded
+from quiesce.engine.device.platform import Platform
 from quiesce.engine.device.runner import LOADERS, NO_TOKEN, Landed
 from quiesce.engine.device.sampler import (
     NOT_FINITE,
@@ -32,44 +32,12 @@ from quiesce.engine.device.sampler import (
     token_logprobs,
 )
 from quiesce.engine.device.weights import Weights
-from quiesce.engine.messages import StepInput, TokenLogprobs
+from quiesce.engine.messages import StepInput
 from quiesce.spec.vocabulary import Tag
 
 logger = logging.getLogger("quiesce.device")
 DEPTH = 2
 """Steps launched and not landed, at most: so many sets of pinned buffers."""
-CONTEXTS = (2048, 8192)
-"""Tokens up to which there are graphs of their own beside those for the longest request, so that short ones launch few splits."""
-
-
-@dataclass(slots=True)
-class Extra:
-    """What a step with adjustments knows besides what the device gives back."""
-
-    faults: dict[int, str] = field(default_factory=dict)
-    reports: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
-    """Request to how many log probabilities it wants, and its raw logits."""
-    prompt_logprobs: tuple[tuple[int, int, TokenLogprobs], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step on the device."""
-
-    event: Event
-    """Reached when its results are here."""
-    read: Callable[[], Landed]
-    """Its results, once the event is reached."""
-
-
-@dataclass(slots=True)
-class Staging:
-    """Pinned memory of one step on its way: what it is given, and what comes back. A step has several passes at most."""
-
-    inputs: PinnedMemory
-    results: PinnedMemory
-    arrays: dict[tuple[Shape, int], dict[str, NDArray[Any]]] = field(default_factory=dict)
-    """By shape and place, of the shapes that come again and again."""
 
 
 class CudaRunner:
@@ -95,7 +63,8 @@ class CudaRunner:
         self._arenas: list[VirtualArena] = []
         self._staging: list[Staging] = []
         self._graphs: dict[Shape, Callable[[], None]] = {}
-        self._caught: dict[Shape, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self._reserved = num_blocks * config.block_size
+        """The first slot of the reserved block."""
         self.counts: Counter[str] = Counter()
         """Passes by how they were done: `graph`, `eager`, and `eager for want of a graph`; and graphs `captured`."""
         try:
@@ -110,6 +79,7 @@ class CudaRunner:
             self._make_buffers(info)
             if config.load_format != "empty":
                 self._residences[Tag.weights].keep_copy(go_on)
+            self._warm_up(go_on)
             self._capture(go_on)
         except BaseException:
             self.close()
@@ -128,10 +98,14 @@ class CudaRunner:
 
     def _make_arena(self, tag: Tag, num_bytes: int) -> VirtualArena:
         platform = self._platform
-        arena = VirtualArena(num_bytes, platform.driver, platform.device)
+        try:
+            arena = VirtualArena(num_bytes, platform.driver, platform.device)
+        except DriverError as error:
+            free = platform.driver.free_bytes()
+            raise DriverError(f"{error}: {num_bytes} bytes of {tag} do not fit the {free} that the device has free") from error
         self._arenas.append(arena)
         self._residences[tag] = VirtualResidence(
-            arena, platform.driver, platform.synchronize, platform.alone, keeps_copy=tag is Tag.weights
+            arena, platform.driver, platform.settle, platform.alone, keeps_copy=tag is Tag.weights
         )
         return arena
 
@@ -139,11 +113,9 @@ class CudaRunner:
         """Everything that graphs read and write, outside the arenas: it stays where it is while they are away."""
         config, device = self._config, self._platform.device
         longest = info.max_position_embeddings if config.max_model_len is None else config.max_model_len
-        max_width = -(-longest // config.block_size)
-        self._widths = [max_width]
-        if not config.batch_invariant:
-            shorter = [-(-context // config.block_size) for context in CONTEXTS if context < longest]
-            self._widths = [*shorter, max_width]
+        contexts = [longest] if config.batch_invariant else [*(c for c in CONTEXTS if c < longest), longest]
+        self._widths = [rounded(-(-context // config.block_size)) for context in contexts]
+        max_width = self._widths[-1]
         self._sizes = [config.max_num_seqs] if config.batch_invariant else graph_sizes(config)
         rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
         self.model = CudaModel(
@@ -171,6 +143,22 @@ class CudaRunner:
             self._staging.append(Staging(inputs, PinnedMemory(passes * self._result_bytes, driver)))
         self._turn = 0
 
+    def _warm_up(self, go_on: Callable[[], None]) -> None:
+        """Computes a mixed pass of nothing: what is compiled on first use is compiled now, not in a request's first step."""
+        rows, width = self._sizes[-1], self._widths[0]
+        chunks = min(2, self._config.max_num_seqs)
+        for shape in (Shape(rows, rows, 0, rows, width), Shape(chunks, 0, chunks, chunks, width)):
+            arrays = input_layout(shape).arrays(self._staging[0].inputs.bytes)
+            pad(shape, arrays, self._reserved)
+            arrays["tables"][...] = self.num_blocks
+            if shape.chunks:
+                arrays["offsets"][:] = np.arange(chunks + 1)
+            for filtered in (False, True):
+                go_on()
+                self._send(shape, self._staging[0], 0)
+                self._whole(shape, filtered)
+            self._platform.synchronize()
+
     def _capture(self, go_on: Callable[[], None]) -> None:
         """Records a graph for each bucket of rows and contexts, the largest first, so that they share its memory."""
         if self._config.enforce_eager:
@@ -179,8 +167,7 @@ class CudaRunner:
             for width in sorted(self._widths, reverse=True):
                 go_on()
                 shape = Shape(rows, rows, 0, rows, width)
-                arrays = input_layout(shape).arrays(self._staging[0].inputs.bytes)
-                pad(shape, arrays, self.num_blocks * self._config.block_size)
+                pad(shape, input_layout(shape).arrays(self._staging[0].inputs.bytes), self._reserved)
                 self._send(shape, self._staging[0], 0)
                 try:
                     self._graphs[shape] = self._platform.captured(functools.partial(self._whole, shape))
@@ -358,27 +345,28 @@ class CudaRunner:
             self.kv[:, :, torch.from_numpy(blocks).to(self.kv.device)] = float("nan")
 
     def close(self) -> None:
-        """Gives all memory back. Idempotent."""
-        self._platform.synchronize()
+        """Gives all memory back, as far as a device lets it go that may be broken. Idempotent."""
+        self._attempt(self._platform.synchronize)
         self._graphs.clear()
         self.caches = []
         self.kv = torch.empty(0)
         if hasattr(self, "model"):
             self.model.close()
-        if hasattr(self, "_weights"):
-            self._weights.close()
         for residence in self._residences.values():
-            residence.close()
+            self._attempt(residence.close)
         for staging in self._staging:
             staging.arrays.clear()
-            staging.inputs.close()
-            staging.results.close()
+            self._attempt(staging.inputs.close)
+            self._attempt(staging.results.close)
+        if hasattr(self, "_weights"):
+            self._attempt(self._weights.close)
         for arena in self._arenas:
-            arena.close()
+            self._attempt(arena.close)
+        self._next_token = self._inputs = self._results = torch.empty(0)
+        self._attempt(self._platform.settle)
 
-
-def graph_sizes(config: EngineConfig) -> list[int]:
-    """Rows of the graphs, rising; the largest holds every decode step."""
-    most = config.max_num_seqs
-    usual = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, most + 1, 64)]
-    return sorted({size for size in usual if size < most} | {most})
+    def _attempt(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except RuntimeError as error:
+            logger.warning("part of the device's memory is not given back before the process ends: %s", error)

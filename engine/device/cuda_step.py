@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from quiesce.engine.messages import StepInput
 
 UNIT = 64
 """Bytes that each array's place is a multiple of: Triton specialises on 16."""
+WIDTHS = 16
+"""Blocks that the width of every table is a multiple of, for the same reason: another kernel would be compiled for the others."""
 Ints = NDArray[np.int64]
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -59,6 +62,7 @@ class Layout:
         return {name: tensor.numpy() for name, tensor in self.tensors(buffer).items()}
 
 
+@lru_cache(maxsize=512)
 def input_layout(shape: Shape) -> Layout:
     """What a pass is given."""
     i32, i64, f32 = torch.int32, torch.int64, torch.float32
@@ -85,6 +89,7 @@ def input_layout(shape: Shape) -> Layout:
     )
 
 
+@lru_cache(maxsize=512)
 def result_layout(shape: Shape) -> Layout:
     """What a pass gives back."""
     return Layout(
@@ -145,7 +150,7 @@ class StepTokens:
         return len(self.owners) == len(self.counts)
 
     def rows(self, shape: Shape, begin: int, end: int, arrays: Arrays) -> Pass:
-        """Tokens begin .. end of the step as rows; the arrays are written whole."""
+        """Tokens begin .. end of the step as rows; what anybody reads of the arrays is written."""
         step, count = self.step, end - begin
         owners, positions = self.owners[begin:end], self.positions[begin:end]
         for name, own, padding in (
@@ -172,10 +177,11 @@ class StepTokens:
     def mixed_shape(self) -> Shape:
         """Of the step as one pass."""
         singles = int((self.counts == 1).sum())
-        return Shape(len(self.owners), singles, len(self.counts) - singles, int(self.step.samples.sum()), self.width)
+        width = rounded(self.width)
+        return Shape(len(self.owners), singles, len(self.counts) - singles, int(self.step.samples.sum()), width)
 
     def mixed(self, shape: Shape, arrays: Arrays) -> Pass:
-        """The whole step as one pass; the arrays are written whole."""
+        """The whole step as one pass; what anybody reads of the arrays is written."""
         step, single = self.step, self.counts == 1
         order = np.concatenate([np.flatnonzero(single), np.flatnonzero(~single)])
         rank = np.empty_like(order)
@@ -195,9 +201,10 @@ class StepTokens:
             ("starts", step.starts[chunks]),
             ("offsets", np.concatenate([[0], np.cumsum(self.counts[chunks])])),
             ("ends", rows_of[self.ends[requests] - 1]),
-            ("tables", step.block_tables[order, : shape.width]),
         ):
             arrays[name][:] = own
+        width = min(shape.width, step.block_tables.shape[1])
+        arrays["tables"][:, :width] = step.block_tables[order, :width]  # nothing reads beyond
         places = np.arange(len(requests))
         self._sampling(requests, places, arrays)
         return Pass(shape, owners, requests, places, rows_of)
@@ -216,6 +223,11 @@ class StepTokens:
             if len(places) < len(arrays[name]):
                 arrays[name][:] = padding
             arrays[name][places] = own
+
+
+def rounded(width: int) -> int:
+    """The width of a table that has room for so many blocks."""
+    return -(-width // WIDTHS) * WIDTHS
 
 
 def pad(shape: Shape, arrays: Arrays, reserved: int) -> None:

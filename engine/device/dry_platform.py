@@ -146,6 +146,9 @@ class DryPlatform:
     def synchronize(self) -> None:
         """Nothing is on its way."""
 
+    def settle(self) -> None:
+        """Nothing is kept."""
+
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         work()
         return work

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
@@ -88,6 +87,12 @@ class Arena:
             raise RuntimeError("the arena is closed")
         return memoryview(self._map)
 
+    def prefer_large_pages(self) -> None:
+        """Asks for pages of 2 MiB, of which fewer are to be found and locked. The system need not have any."""
+        if self._map is not None:
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+
     def drop(self) -> None:
         """Gives the pages back: they read as zeros, at the same addresses, until they are written again.
 
@@ -122,7 +127,7 @@ class Arena:
         """Gives the memory back. Idempotent. The address range stays reserved, without content, while somebody holds a view of it."""
         if self._map is None:
             return
-        with contextlib.suppress(OSError):  # pages locked in memory stay until the mapping goes, with its last view
+        with suppress(OSError):  # pages locked in memory stay until the mapping goes, with its last view
             self._map.madvise(mmap.MADV_DONTNEED)
         # Never `mmap.close()`: torch.frombuffer holds the mapping but no export of it, so close would unmap it under living views.
         self._bytes = self._map = None

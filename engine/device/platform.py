@@ -49,6 +49,9 @@ class Platform(Protocol):
     def synchronize(self) -> None:
         """Waits until the device is idle."""
 
+    def settle(self) -> None:
+        """Waits until the device is idle and gives back memory that was only kept to be used again."""
+
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """Does the work once, then records it: calling the result does it again, over the same tensors.
 

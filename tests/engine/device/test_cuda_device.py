@@ -141,6 +141,23 @@ def test_an_error_of_the_device_is_the_steps_error(harness: type[Harness], monke
     stage.device.close()
 
 
+def test_a_broken_device_closes_and_gives_back_what_it_can(
+    harness: type[Harness], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform = DryPlatform()
+    stage = Stage(harness, platform)
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(platform, "synchronize", broken)
+    stage.device.close()
+    assert not stage.device._thread.is_alive()
+    driver = platform.driver
+    assert (driver.handles, driver.mapped, driver.ranges, driver.pinned) == ({}, {}, {}, set())
+    assert "unspecified launch failure" in caplog.text
+
+
 @names
 def test_graphs_outlive_sleep_and_go_on_with_the_same_tokens(harness: type[Harness], mode: dict[str, Any]) -> None:
     """Nothing is captured again: what they read and write is where it was."""
@@ -182,6 +199,7 @@ def test_a_load_that_fails_gives_everything_back(harness: type[Harness]) -> None
     (loaded,) = device.poll()
     assert isinstance(loaded, Loaded)
     assert "OUT_OF_MEMORY" in str(loaded.error)
+    assert "bytes of kv_cache do not fit the " in str(loaded.error)
     device.close()
     driver = platform.driver
     assert (driver.handles, driver.mapped, driver.pinned) == ({}, {}, set())
