@@ -190,7 +190,7 @@ def test_graphs_outlive_sleep_and_go_on_with_the_same_tokens(harness: type[Harne
 
 def test_a_load_that_fails_gives_everything_back(harness: type[Harness]) -> None:
     platform = DryPlatform()
-    platform.driver.total_bytes = 1 << 16  # the weights fit, the KV does not
+    platform.driver.total_bytes = 1 << 17  # the weights fit, the KV does not
     device = CudaDevice(harness.config(), harness.info(), 512, lambda: platform, progress=False)
     woken = threading.Semaphore(0)
     device.bind(woken.release)
