@@ -28,7 +28,7 @@ COMBINED = 8
 LOG2_E = math.log2(math.e)
 
 
-@jit_for_any("table_stride")
+@jit_for_any("tables", "contexts", "table_stride")
 def decode_split_kernel(
     q, k_cache, v_cache, tables, contexts, sums, stats, table_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -72,7 +72,7 @@ def decode_split_kernel(
     tl.store(stats + part * 2 + 1, total, mask=inside)
 
 
-@jit_for_any("splits")
+@jit_for_any("contexts", "splits")
 def decode_combine_kernel(
     sums, stats, contexts, out, splits, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, SPLIT: tl.constexpr, COMBINED: tl.constexpr,

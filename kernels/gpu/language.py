@@ -30,10 +30,10 @@ def jit(function: Callable[..., Any]) -> Any:
     return jit_for_any()(function)
 
 
-def jit_for_any(*integers: str) -> Callable[[Callable[..., Any]], Any]:
-    """The same. The integers that are named may have any value: for a 1 or a multiple of 16 Triton would compile again, perhaps in
-    the middle of serving."""
-    return lambda function: triton.jit(function, do_not_specialize=list(integers)) if INSTALLED else Missing()
+def jit_for_any(*arguments: str) -> Callable[[Callable[..., Any]], Any]:
+    """The same, and the arguments that are named may be any integer, or a pointer of any alignment: for a 1 or a multiple of 16
+    Triton would compile again, perhaps in the middle of serving."""
+    return lambda function: triton.jit(function, do_not_specialize=list(arguments)) if INSTALLED else Missing()
 
 
 def power_of_two(n: int) -> int:

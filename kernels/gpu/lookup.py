@@ -12,7 +12,7 @@ FROM_DEVICE = -1
 BLOCK = 256
 
 
-@jit_for_any("count")
+@jit_for_any("host_ids", "rows", "next_token", "out", "lost", "count")
 def input_ids_kernel(host_ids, rows, next_token, out, lost, count, FROM_DEVICE: tl.constexpr, BLOCK: tl.constexpr):
     """One program to BLOCK tokens."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -26,7 +26,7 @@ def input_ids_kernel(host_ids, rows, next_token, out, lost, count, FROM_DEVICE: 
     tl.store(lost + token, (chained & (taken < 0)).to(tl.int32), mask=inside)
 
 
-@jit_for_any("count")
+@jit_for_any("sampled", "rows", "next_token", "count")
 def keep_sampled_kernel(sampled, rows, next_token, count, BLOCK: tl.constexpr):
     """One program to BLOCK samples."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -69,7 +69,7 @@ def _turn(
     return acc, total, new_top
 
 
-@jit_for_any("requests", "table_stride")
+@jit_for_any("tables", "starts", "offsets", "requests", "table_stride")
 def prefill_kernel(
     q, k_cache, v_cache, tables, starts, offsets, out, requests, table_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,

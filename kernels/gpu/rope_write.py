@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quiesce.kernels.gpu.cost import Cost
-from quiesce.kernels.gpu.language import jit, power_of_two, require_contiguous, tl
+from quiesce.kernels.gpu.language import jit, jit_for_any, power_of_two, require_contiguous, tl
 
 
 @jit
@@ -20,7 +20,7 @@ def _rotated(a, b, norm, cos, sin, eps, NORM: tl.constexpr, DIM: tl.constexpr):
     return a * cos - b * sin, b * cos + a * sin
 
 
-@jit
+@jit_for_any("positions", "slots")
 def rope_write_kernel(
     qkv, positions, slots, cos, sin, q_norm, k_norm, eps, q_out, k_cache, v_cache,
     NORM: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, DIM: tl.constexpr,

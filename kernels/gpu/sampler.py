@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quiesce.kernels.gpu.cost import Cost
-from quiesce.kernels.gpu.language import ceil_div, jit, power_of_two, require_contiguous, tl
+from quiesce.kernels.gpu.language import ceil_div, jit, jit_for_any, power_of_two, require_contiguous, tl
 from quiesce.kernels.sampling import kept_probabilities, look_up, uniform
 
 PART = 2048
@@ -130,7 +130,7 @@ def scan_kernel(logits, scratch, BANNED: tl.constexpr, VOCAB: tl.constexpr, PART
     tl.store(mine + 2 * PARTS, tl.max(wrong.to(tl.int32), 0).to(tl.float64))
 
 
-@jit
+@jit_for_any("temperature", "top_k", "top_p", "min_p", "out", "faults")
 def threshold_kernel(
     logits, temperature, top_k, top_p, min_p, scratch, out, faults,
     FILTERED: tl.constexpr, VOCAB: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SHIFT: tl.constexpr,
@@ -169,7 +169,7 @@ def threshold_kernel(
     tl.store(mine + 4 * PARTS + 1, threshold.to(tl.float64))
 
 
-@jit
+@jit_for_any("temperature", "min_p", "faults")
 def weigh_kernel(
     logits, temperature, min_p, scratch, faults,
     VOCAB: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, SHIFT: tl.constexpr,
@@ -201,7 +201,7 @@ def _fall(weights, index, target, SIZE: tl.constexpr):
     return found, tl.max(tl.where(index < found, ends, 0.0), 0), tl.max(ends, 0)
 
 
-@jit
+@jit_for_any("temperature", "min_p", "keys", "positions", "out", "faults")
 def draw_kernel(
     logits, temperature, min_p, keys, positions, scratch, out, faults,
     VOCAB: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, PART: tl.constexpr, SHIFT: tl.constexpr,

@@ -28,8 +28,12 @@ def compiled(spec: Specialisation) -> Any:
     """Triton's result; `asm["ptx"]`, `metadata.shared`."""
     names = spec.kernel.arg_names
     signature = {name: spec.arguments.get(name, "constexpr") for name in names}
-    pointers = [name for name, kind in spec.arguments.items() if kind.startswith("*")]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    aligned = [
+        place
+        for place, parameter in enumerate(spec.kernel.params)
+        if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
+    ]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
     source = ASTSource(spec.kernel, signature, spec.constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(spec.options))
 

@@ -10,37 +10,19 @@ import json
 import os
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from quiesce.kernels.gpu import check_attention, check_elementwise, check_sampler
-from quiesce.kernels.gpu.check import Check
+from quiesce.kernels.gpu.checks import every_check, report, reports
 from quiesce.kernels.gpu.interpreter import exact_rows
 from quiesce.kernels.gpu.operators import KERNELS, Operators
 from tests.kernels.gpu.mutants import MUTANTS, Mutant
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}  # the interpreter computes bfloat16 wrongly
-
-
-def every_check() -> list[Check]:
-    return [*check_elementwise.checks(), *check_attention.checks(), *check_sampler.checks()]
-
-
-def report(check: Check, operators: Operators, dtype: str) -> dict[str, Any]:
-    """What one check found; an exception is unsound."""
-    try:
-        found = check(operators, "cpu", DTYPES[dtype])
-    except Exception:  # noqa: BLE001 - whatever a kernel raises is the result
-        unsound = [traceback.format_exc()]
-    else:
-        unsound = [f"{one.what}: {one.error:.3g} > {one.limit:g}" for one in found if not one.sound]
-    return {"name": f"{check.operator} {check.name} {dtype}", "unsound": unsound}
+DTYPES = ("float32", "float16")  # the interpreter computes bfloat16 wrongly
 
 
 def mutated(mutant: Mutant) -> Operators:
@@ -63,7 +45,7 @@ def killers(mutant: Mutant) -> Iterator[str]:
     """The checks that notice it."""
     operators = mutated(mutant)
     for check in every_check():
-        if check.operator == mutant.operator and report(check, operators, "float32")["unsound"]:
+        if check.operator == mutant.operator and report(check, operators, "cpu", "float32")["unsound"]:
             yield check.name
 
 
@@ -74,9 +56,8 @@ def main(what: str) -> None:
     exact_rows()
     warnings.simplefilter("ignore")  # numpy's, of 0 / 0 in rows that nobody reads
     if what == "checks":
-        for check in every_check():
-            for dtype in DTYPES:
-                print(json.dumps(report(check, KERNELS, dtype)), flush=True)
+        for line in reports(KERNELS, "cpu", DTYPES, large=False, seed=0):
+            print(json.dumps(line), flush=True)
     else:
         for mutant in MUTANTS:
             print(json.dumps({"name": mutant.name, "killer": next(killers(mutant), None)}), flush=True)

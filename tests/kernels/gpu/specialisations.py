@@ -46,7 +46,7 @@ class Specialisation:
     name: str
     kernel: Any
     arguments: dict[str, str]
-    """Types of the run-time arguments, in order. Pointers are multiples of 16 bytes, as arenas and torch give them."""
+    """Types of the run-time arguments, in order."""
     constants: dict[str, Any]
     options: dict[str, int]
     programs: int

@@ -39,6 +39,18 @@ def test_a_kernel_fits_and_spills_nothing(made: dict[str, Any], spec: Specialisa
     assert programs_that_fit(made["registers"], made["threads"], made["shared"]) >= spec.programs
 
 
+@pytest.mark.parametrize("spec", every(), ids=lambda spec: spec.name)
+def test_no_value_or_alignment_of_what_a_step_brings_makes_triton_compile_again(spec: Specialisation) -> None:
+    varying = [name for name, kind in spec.arguments.items() if kind in ("i32", "*i32", "*i64") or name in sampler_inputs(spec)]
+    free = [parameter.name for parameter in spec.kernel.params if parameter.do_not_specialize]
+    assert sorted(free) == sorted(varying)
+
+
+def sampler_inputs(spec: Specialisation) -> set[str]:
+    """float32 arrays of one number to a row."""
+    return {"temperature", "top_p", "min_p"} & set(spec.arguments)
+
+
 @pytest.mark.parametrize("spec", [spec for spec in every() if spec.matrix], ids=lambda spec: spec.name)
 def test_attention_multiplies_on_the_matrix_units_with_a_tile_in_flight(made: dict[str, Any], spec: Specialisation) -> None:
     assert made["matrix"] == [spec.matrix]

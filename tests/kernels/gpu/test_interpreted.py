@@ -6,17 +6,14 @@ from typing import Any
 
 import pytest
 
-from quiesce.kernels.gpu import check_attention, check_elementwise, check_sampler
+from quiesce.kernels.gpu.checks import every_check
 from tests.kernels.gpu.mutants import MUTANTS
 from tests.kernels.gpu.processes import lines_of
 
 pytestmark = pytest.mark.timeout(600)  # one process does the work of all tests here, in the first of them
 
 Lines = dict[str, dict[str, Any]]
-CHECKS = [
-    f"{check.operator} {check.name}"
-    for check in (*check_elementwise.checks(), *check_attention.checks(), *check_sampler.checks())
-]
+CHECKS = [f"{check.operator} {check.name}" for check in every_check()]
 
 
 @pytest.fixture(scope="module")
