@@ -23,6 +23,7 @@ from quiesce.engine.link.fronts import Front
 from quiesce.engine.link.letters import Feed, Hello, News, Over, Welcome
 from quiesce.engine.link.process import Loss, ProcessLink
 from quiesce.engine.model import Model
+from quiesce.engine.outputs import Status
 from quiesce.stateful.ledger_device import LedgerDevice
 from quiesce.stateful.loop import DeterministicLoop
 from quiesce.statemachine.trace import Trace
@@ -82,6 +83,8 @@ class LoopedCore(CoreLoop):
         self.under_way: deque[bytes | None] = deque()
         """Letters to the front end that have not arrived; None: died with the core."""
         self.told: deque[bytes] = deque(maxlen=REMEMBERED)
+        self.num_arrived = self.num_posted = 0
+        """Letters sent to this core, and those that it took for such."""
         self._is_due = False
         self._timer: Any = None
 
@@ -98,6 +101,8 @@ class LoopedCore(CoreLoop):
         try:
             self._take_signs()
             self._take_events()
+            if self.num_posted > self.num_arrived:
+                self.link.found(f"core {self.epoch} took a letter that was sent to another")
             self._drop_silent()
             self.core.step()
             self._tell()
@@ -119,6 +124,7 @@ class LoopedCore(CoreLoop):
 
     def _post(self, event: Event, front: Front) -> bool:
         """A source of weights is beside the letter, as it is in life."""
+        self.num_posted += 1
         source: Any = event.source if isinstance(event, Control) else None
         if isinstance(source, Feed):
             self.core.inbox.post(replace(cast("Control", event), source=self.link.sources.pop(source.socket)))
@@ -170,6 +176,8 @@ class BoundaryLink(ProcessLink):
         self.dies_when: Callable[[LoopedCore], bool] | None = None
         """The protocol point at which the core is to be killed, if it is."""
         self._sent: deque[bytes] = deque(maxlen=REMEMBERED)
+        self._sent_before: tuple[bytes, ...] = ()
+        self.problems: list[str] = []
         self._channel = ""
         self.spawn(1)
 
@@ -209,8 +217,6 @@ class BoundaryLink(ProcessLink):
             return
         core.core.device.load()
         self._sign(core, codec.encode(core.epoch, 0, Hello(self.config.heartbeat_timeout_s)))
-        if core.epoch > 1 and self._sent and self.loop.choose("an old letter comes to the new core", 2):
-            core.inbound.put(self._sent[-1])
         self.watch(core)
 
     def _sign(self, core: LoopedCore, data: bytes) -> None:
@@ -231,13 +237,37 @@ class BoundaryLink(ProcessLink):
 
     def _next(self, epoch: int) -> None:
         if epoch == self._epoch:
-            old = self.core
+            self._sent_before = tuple(self._sent)
             self.spawn(epoch)
             self.when_started(self.core)
             self._begin(self.core)
-            if old.told and self.loop.choose("an old letter comes to the front end", 2):
-                self.take(old, old.told[-1])
-                self.take(self.core, old.told[-1])
+            self._repeat("while the next core starts")
+
+    def _repeat(self, when: str) -> None:
+        """What the core before wrote or was written comes once more: it is nobody's."""
+        old, core = self.cores[-2], self.core
+        if old.told and self.loop.choose(f"an old letter comes to the front end {when}", 2):
+            before = (self._status, self._num_posted)
+            self.take(old, old.told[-1])
+            self.take(core, old.told[-1])
+            self._call_in_loop(self._check_untouched, before)
+        if self._sent_before and self.loop.choose(f"an old letter comes to the next core {when}", 2):
+            core.inbound.put(self._sent_before[-1])
+            core.wake()
+
+    def _check_untouched(self, before: tuple[Status, int]) -> None:
+        if (self._status, self._num_posted) != before:
+            self.found("a letter of a lost core has changed something")
+
+    def found(self, text: str) -> None:
+        """Something is wrong."""
+        self.problems.append(text)
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the front end knows what the core would say, and waits for nothing."""
+        core = self.core.core.status
+        return self._num_posted == 0 and replace(self._status, measured=core.measured) == core
 
     # ---- letters ------------------------------------------------------------------------------------------------------------------
 
@@ -259,6 +289,7 @@ class BoundaryLink(ProcessLink):
 
         def arrive() -> None:
             core.inbound.put(data)
+            core.num_arrived += 1
             self.watch(core)
             core.wake()
 
@@ -273,6 +304,8 @@ class BoundaryLink(ProcessLink):
         if isinstance(letter, Welcome) and not core.number:
             core.number = letter.number
             self._call_in_loop(self._welcomed, core.epoch, letter.number, Mouth(partial(self._carry, core)))
+            if core.epoch > 1:
+                self._repeat("that was welcomed")
         elif isinstance(letter, News):
             self._call_in_loop(self._news, core.epoch, letter)
         elif isinstance(letter, Over):

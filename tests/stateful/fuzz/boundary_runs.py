@@ -195,10 +195,18 @@ class BoundaryProduction(Production):
             check_balance(player, rig, oracles)
         check_engine(player, rig, oracles)
         self._check_losses()
+        if not rig.core_is_dead:
+            oracles.expect(
+                "balance",
+                self.link.is_up_to_date,
+                f"the front end says {rig.engine.status()}, the core {rig.engine._core.status}",
+            )
         check_nothing_left(player, rig, oracles)
         with suppress(errors.EngineError):
             await rig.engine.shutdown(timeout=0)
         check_nothing_left(player, rig, oracles)
+        for problem in self.link.problems:
+            oracles.found("left", problem)
         alive = [core.epoch for core in self.link.cores if core.is_alive and not core.is_over]
         oracles.expect("left", not alive, f"cores outlive the engine: {alive}")
 
