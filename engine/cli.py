@@ -223,8 +223,8 @@ def _add_fuzz(commands: Commands) -> None:
     command.add_argument(
         "--device",
         default="ledger",
-        choices=("ledger", "cpu"),
-        help="ledger: books instead of tensors, for volume; cpu: the real one",
+        choices=("ledger", "cpu", "cuda", "boundary"),
+        help="ledger: books instead of tensors, for volume; cpu, cuda: the real ones; boundary: ledger, behind that of a process",
     )
     command.add_argument("--seed", type=int, default=0, help="the first seed; a quick run plays the same ones each time")
     command.add_argument(

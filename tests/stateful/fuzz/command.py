@@ -40,8 +40,12 @@ def fuzz(profile: str, hours: float | None, first: int, out: Path, device: str =
             each run, the first in one of five.
         first: the first seed.
         out: where failures and the coverage are written.
-        device: `ledger`, or `cpu` for the real one.
+        device: `ledger`; `cpu` or `cuda` for the real ones; `boundary` for the ledger in another process's place.
     """
+    if device == "cuda" and not has_gpu():
+        print(
+            "no GPU here: the CUDA device's code runs over this machine's memory, with plain torch in the place of its kernels"
+        )
     with tempfile.TemporaryDirectory(prefix="quiesce-fuzz-") as folder:
         hunt = Hunt(ledger_checkpoint(Path(folder) / "ledger"), out, sys.stdout, device, 5 if profile == "quick" else 1)
         if device == "ledger":
@@ -53,6 +57,13 @@ def fuzz(profile: str, hours: float | None, first: int, out: Path, device: str =
     print(told(report))
     print(f"coverage: {report.coverage.save(out / 'coverage.json')}")
     return 1 if report.findings or report.left else 0
+
+
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def is_schedule(path: Path) -> bool:

@@ -7,7 +7,7 @@ clients are c0, c1 …, the sessions s0 …, the control calls o0 …. The hunt 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quiesce.stateful.fuzz.alphabet import CALLS, MAKES, VERBS, Action, Nouns, Values
@@ -136,12 +136,26 @@ RARE: Mapping[str, str] = {
     "asked after a failure": f"{BUSY}; fail what=step; settle; {STRAYS}; connect; pause; resume; sleep; wake_up; begin_weight_update; reset_prefix_cache; settle",
 }
 """What is rare about it -> a way there."""
+LOSSES = tuple(
+    f"{begin}connect; advance; fail what={first}; advance turns={turns}; fail what={then}; advance turns={turns}; connect; settle; {STRAYS}"
+    for begin in ("", "settle; ") for first in ("core", "hang") for then in ("core", "hang") for turns in (1, 2, 3, 5)
+)  # fmt: skip
+"""Through the boundary of a process: cores die and connections drop, twice, while it starts and after."""
 PROGRAMS: Mapping[str, str] = {**RUNS, **RARE}
 
 CONFIGS: tuple[Mapping[str, Any], ...] = (
     {}, {"num_kv_blocks": 17, "max_num_batched_tokens": 5}, {"load_format": "empty"}, {"num_kv_blocks": 17, "overlap": False},
 )  # fmt: skip
 """Each program is played under all of these: ample, tight, without weights, one step at a time."""
+
+
+def corpus(device: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Each program with each configuration, and the device it is played on."""
+    for text in PROGRAMS.values():
+        for config in CONFIGS:
+            yield text, config, device
+    for text in LOSSES:
+        yield text, {"max_restarts": 2, "reorders": False}, "boundary"
 
 
 def parse(text: str, nouns: Nouns | None = None) -> list[Action]:

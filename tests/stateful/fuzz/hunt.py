@@ -31,7 +31,7 @@ from quiesce.stateful.fuzz.alphabet import (
     drawn_actions,
     drawn_values,
 )
-from quiesce.stateful.fuzz.corpus import CONFIGS, PROGRAMS, parse
+from quiesce.stateful.fuzz.corpus import CONFIGS, PROGRAMS, corpus, parse
 from quiesce.stateful.fuzz.coverage import Coverage, declared_cells
 from quiesce.stateful.fuzz.runs import Outcome, rig_for, run
 from quiesce.stateful.fuzz.schedule import Schedule
@@ -133,11 +133,10 @@ class Hunt:
         return self._judge(seed, run(self.folder, schedule, strategy, coverage=self.report.coverage, follow=self._follows()))
 
     def play_corpus(self) -> None:
-        """The programs of the corpus as they are."""
-        for text in PROGRAMS.values():
-            for config in CONFIGS:
-                schedule = Schedule(tuple(parse(text)), (), config, device=self.device)
-                self._judge(-1, run(self.folder, schedule, coverage=self.report.coverage, follow=config == CONFIGS[0]))
+        """The programs of the corpus as they are; the losses through the boundary of a process."""
+        for text, config, device in corpus(self.device):
+            schedule = Schedule(tuple(parse(text)), (), config, device=device)
+            self._judge(-1, run(self.folder, schedule, coverage=self.report.coverage, follow=config == CONFIGS[0]))
 
     def _follows(self) -> bool:
         return self.follow_every > 0 and self.report.num_runs % self.follow_every == 0

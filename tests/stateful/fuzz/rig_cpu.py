@@ -1,228 +1,186 @@
-"""The real CPU device in the deterministic loop: its work is done when the loop chooses, on no thread of its own.
+"""The real CPU device as something to play on. Tokens are held against the same request alone, in an engine with the same weights.
 
-Tokens are held against the same request alone in an engine of its own. Updates bring the weights that are loaded already, so that tokens
-stay what they are under every version; what changes is everything around them.
+Updates bring other weights, whole or in part; what is loaded under each version is followed tensor by tensor. A request that lives
+through an update is held against the request alone under each version in turn. Only where its KV was kept across an update its further
+tokens belong to no undisturbed request: there the spans say so, and what went before is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from quiesce.engine.api import AsyncEngine
-from quiesce.engine.checkpoint import ModelInfo
-from quiesce.engine.config import EngineConfig
-from quiesce.engine.device.cpu import CpuDevice
-from quiesce.engine.device.worker import WorkerDevice
-from quiesce.engine.messages import Completion, Fetched, Moved, WeightsWritten
-from quiesce.engine.model import Model
+from quiesce.engine.messages import Moved, StepOutput
 from quiesce.engine.outputs import CompletionOutput
 from quiesce.engine.sampling_params import SamplingParams
-from quiesce.engine.tiny import checkpoint_folder
-from quiesce.spec.vocabulary import Policy, Tag
-from quiesce.stateful.driver import LoopLink, ledger_config
 from quiesce.stateful.fuzz.clients import Client
+from quiesce.stateful.fuzz.loop_device import WORK, InLoop, random_tensors, real_engine
 from quiesce.stateful.fuzz.rig import Rig
 from quiesce.stateful.loop import DeterministicLoop
 
-WORK = "device work"
 LENGTHS = (2, 5, 8, 20, 40, 1_000)
 """What a request alone is asked for: few different lengths, so that most answers are known already."""
-MODEL = checkpoint_folder("small")
-Work = Callable[[], Completion | None]
-
-
-class _Offered:
-    """The device's queue: each piece of work is something that may complete from outside."""
-
-    def __init__(self, device: InLoop, loop: DeterministicLoop) -> None:
-        self._device, self._loop = device, loop
-
-    def put(self, work: Work | None) -> None:
-        if work is None:
-            self._device.end()
-        else:
-            self._loop.offer(WORK, lambda: self._device.do(work), channel="device")
-
-    def get(self) -> None:
-        """Nothing is left for a thread to do but to give the memory back."""
-
-
-class _NoThread:
-    def start(self) -> None:
-        """The loop is all there is."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Nothing runs beside the loop."""
-
-    def is_alive(self) -> bool:
-        return False
-
-
-class InLoop(WorkerDevice[Any]):
-    """A device without its thread."""
-
-    def live_in(self, loop: DeterministicLoop) -> None:
-        """What it does from now on, it does when the loop chooses."""
-        self._before_step = self._before
-        self._work = _Offered(self, loop)  # type: ignore[assignment]
-        self._thread = _NoThread()  # type: ignore[assignment]
-        self.num_steps = 0
-        self.fail_at: dict[int, Exception] = {}
-        """Steps that fail, by number."""
-        self.fail_next: dict[str, Exception] = {}
-        """Work that fails, once: `fetch`, `write`, `released weights`, `restored kv_cache` and their like."""
-
-    def _before(self, step: int) -> None:
-        self.num_steps = step
-        if step in self.fail_at:
-            raise self.fail_at[step]
-
-    def do(self, work: Work) -> None:
-        import torch
-
-        if not self._closing:
-            with torch.inference_mode():
-                completion = work()
-            if completion is not None:
-                self._report(completion)
-
-    def end(self) -> None:
-        self._serve()
-
-    @property
-    def launched(self) -> int:
-        return self._launched
-
-    @property
-    def places(self) -> Mapping[str, str]:
-        return {tag.value: place.name for tag, place in self._places.items()}
-
-    def _unmap(self, tag: Tag, policy: Policy, blocks: NDArray[np.int64]) -> Moved:
-        failure = self.fail_next.pop(f"released {tag}", None)
-        return super()._unmap(tag, policy, blocks) if failure is None else Moved(tag, "released", error=failure)
-
-    def _map(self, tag: Tag, policy: Policy) -> Moved:
-        failure = self.fail_next.pop(f"restored {tag}", None)
-        return super()._map(tag, policy) if failure is None else Moved(tag, "restored", error=failure)
-
-    def _fetch(self, ticket: int, source: Iterator[tuple[str, Any]]) -> Fetched:
-        failure = self.fail_next.pop("fetch", None)
-        return super()._fetch(ticket, source) if failure is None else Fetched(ticket, error=failure)
-
-    def _write(self, pairs: Sequence[tuple[str, Any]]) -> WeightsWritten:
-        failure = self.fail_next.pop("write", None)
-        return super()._write(pairs) if failure is None else WeightsWritten(failure)
-
-
-class LoopCpuDevice(InLoop, CpuDevice):
-    """`CpuDevice` in the loop."""
-
-    def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, loop: DeterministicLoop) -> None:
-        super().__init__(config, info, num_blocks, progress=False)
-        self.live_in(loop)
-
-
-MakeDevice = Callable[[EngineConfig, ModelInfo, int, DeterministicLoop], InLoop]
-
-
-def real_engine(
-    loop: DeterministicLoop, settings: Mapping[str, Any], make: MakeDevice = LoopCpuDevice
-) -> tuple[AsyncEngine, InLoop]:
-    """A real engine over a real device and the shipped model for tests, all of it in the loop."""
-    formats = {"dummy": "auto"}
-    asked = {**settings, "load_format": formats.get(settings.get("load_format", "dummy"), "empty")}
-    config = ledger_config(MODEL, dtype="float32", num_threads=1, batch_invariant=True, **asked)
-    made: list[InLoop] = []
-
-    def make_device(config: EngineConfig, model: Model) -> InLoop:
-        made.append(make(config, model.info, model.num_blocks, loop))
-        return made[0]
-
-    return AsyncEngine(config, make_device=make_device, make_link=lambda core, call_in_loop: LoopLink(core, loop)), made[0]
+T = TypeVar("T")
+Changed = frozenset[str]
+"""Which tensors are the second set's; the others are the first's."""
 
 
 class CpuRig(Rig):
     """A real engine over the real CPU device."""
 
     def __init__(self, folder: Path, loop: DeterministicLoop, config: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self.device_in_loop: InLoop
         super().__init__(folder, loop, config)
-        self.truth = _check_against_alone
+        self.truth = self._check_against_alone
+        self._sets = tuple(random_tensors(folder / "model", which) for which in (0, 1))
+        self._num_brought = 0
+        self._changed: dict[str, bool] = {}
+        """Tensors that were written since the load -> whether by the second set."""
+        self._loaded: dict[int | str, Changed] = {0: frozenset()}
+        """Version -> what its weights are."""
+        self._kept: set[int | str] = set()
+        """Versions under which KV of the one before was kept."""
+        self.device_in_loop.written = self._written
+        self._watch_versions()
 
     def _make(self, folder: Path, settings: Mapping[str, Any]) -> AsyncEngine:
-        engine, self._device = real_engine(self.loop, settings)
+        engine, self.device_in_loop = real_engine(folder, self.loop, settings)
         return engine
 
-    def stop_ids(self, prompt: list[int], place: int) -> list[int]:
-        return []
+    # ---- weights --------------------------------------------------------------------------------------------------------------
 
     def _values(self) -> dict[str, Any]:
-        return _tensors()
+        """The second set, the first, the second again."""
+        import torch
+
+        self._num_brought += 1
+        return {name: torch.from_numpy(value) for name, value in self._sets[self._num_brought % 2].items()}
+
+    def _written(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        for name, value in pairs:
+            self._changed[name] = bool((value.flatten()[:4].numpy() == self._sets[1][name].ravel()[:4]).all())
+
+    def _watch_versions(self) -> None:
+        core = self.engine._core
+        new_version, commit_keep = core.operations.update.new_version, core.lifecycle.commit_keep
+        keeps: list[bool] = []
+
+        def noted() -> None:
+            new_version()
+            version = core.world.weights.version
+            self._loaded[version] = frozenset(name for name, changed in self._changed.items() if changed)
+            if keeps:
+                self._kept.add(version)
+                keeps.clear()
+
+        def kept() -> None:
+            keeps.append(True)
+            commit_keep()
+
+        core.operations.update.new_version = noted  # type: ignore[method-assign]
+        core.lifecycle.commit_keep = kept  # type: ignore[method-assign]
+
+    # ---- truth ----------------------------------------------------------------------------------------------------------------
+
+    def stop_ids(self, prompt: list[int], place: int) -> list[int]:
+        tokens = _aside(lambda: alone(self._folder, frozenset()).tokens(tuple(prompt), 0.0, 0, 1, place + 1))
+        return list(tokens[0][-1:])
+
+    def _check_against_alone(self, client: Client, child: CompletionOutput) -> None:
+        if client.last is None:
+            return
+        temperature = client.params.temperature
+        seed = (client.last.seed or 0) if temperature > 0 else 0
+        for version, start, end in child.weight_versions:
+            if start > 0 and version in self._kept:
+                return
+            context = (*client.last.prompt_token_ids, *child.token_ids[:start])
+            engine = alone(self._folder, self._loaded[version])
+            expected = engine.tokens(context, temperature, seed, client.params.n, end - start)[child.index][: end - start]
+            if child.token_ids[start:end] != expected:
+                raise AssertionError(
+                    f"{client.name}: {child.token_ids[start:end]} from token {start} on under version {version}; alone it is {expected}"
+                )
+
+    # ---- faults ---------------------------------------------------------------------------------------------------------------
 
     def fail(self, what: str, tag: str, to: str, after: int) -> None:
-        device = self._device
-        if what in ("write", "fetch"):
+        device = self.device_in_loop
+        if what in ("write", "fetch", "load"):
             device.fail_next[what] = OSError(f"no {what}")
+            if what == "load":
+                self.fatal.append("OSError")
         elif what == "step":
             device.fail_at[device.num_steps + 1 + after] = OSError("no step")
             self.fatal.append("OSError")
+        elif what == "row":
+            device.fault_at.add(device.num_steps + 1 + after)
+            self.faulty = True
         elif what == "move" and to != "zeroed":
             device.fail_next[f"{to} {tag}"] = OSError("no memory")
         elif what == "core":
             self._kill_core()
         elif what == "hang":
             self._hang()
+        elif what == "echo step":
+            if device.repeat(StepOutput):
+                self.fatal.append("RuntimeError")  # the device cannot be believed
+        elif what == "echo move":
+            device.repeat(Moved)
 
     def _work(self, what: str) -> tuple[str, ...]:
         return (WORK,)
 
     def _heal_device(self) -> None:
-        self._device.fail_next.clear()
-        self._device.fail_at.clear()
+        for asked in (self.device_in_loop.fail_next, self.device_in_loop.fail_at, self.device_in_loop.fault_at):
+            asked.clear()
 
     @property
     def places(self) -> Mapping[str, str]:
-        return self._device.places
+        return self.device_in_loop.places
 
     @property
     def launched(self) -> int:
-        return self._device.launched
+        return self.device_in_loop.launched
 
     def close(self) -> None:
-        self._device.close()
+        self.device_in_loop.close()
 
     @classmethod
     def close_all(cls) -> None:
-        if _alone.cache_info().currsize:
-            _alone().close()
-            _alone.cache_clear()
+        for engine in _engines.values():
+            engine.close()
+        _engines.clear()
 
 
-@lru_cache(maxsize=1)
-def _tensors() -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    found: dict[str, Any] = {}
-    for path in sorted(MODEL.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
-
-
-class _Alone:
+class Alone:
     """An engine in which one request at a time runs, undisturbed."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, changed: Changed) -> None:
         self._loop = DeterministicLoop(timely=True)
-        self._engine, self._device = real_engine(self._loop, {"step_timeout_s": 1e6})
+        self._engine, _ = real_engine(folder, self._loop, {"step_timeout_s": 1e6})
         self._loop.run_until_complete(self._engine.start())
+        if changed:
+            weights = {
+                name: random_tensors(folder / "model", int(name in changed))[name]
+                for name in random_tensors(folder / "model", 0)
+            }
+            self._loop.run_until_complete(self._engine.update_weights(weights))
+        self.tokens = lru_cache(maxsize=4096)(self._tokens)
 
-    def tokens(self, prompt: tuple[int, ...], params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+    def _tokens(
+        self, prompt: tuple[int, ...], temperature: float, seed: int, n: int, count: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """At least `count` tokens of each child, where there is room for them."""
+        length = next(length for length in LENGTHS if length >= count)
+        params = SamplingParams(max_tokens=length, temperature=temperature, seed=seed, n=n, ignore_eos=True)
+
         async def ask() -> tuple[tuple[int, ...], ...]:
             async with aclosing(self._engine.generate(list(prompt), params)) as outputs:
                 async for output in outputs:
@@ -236,27 +194,18 @@ class _Alone:
         self._loop.finish()
 
 
-@lru_cache(maxsize=1)
-def _alone() -> _Alone:
-    return _Alone()
+_engines: dict[tuple[Path, Changed], Alone] = {}
 
 
-@lru_cache(maxsize=4096)
-def _alone_tokens(
-    prompt: tuple[int, ...], temperature: float, seed: int, num_children: int, count: int
-) -> tuple[tuple[int, ...], ...]:
-    params = SamplingParams(max_tokens=count, temperature=temperature, seed=seed, n=num_children, ignore_eos=True)
-    return _alone().tokens(prompt, params)
+def alone(folder: Path, changed: Changed) -> Alone:
+    """The engine with these weights, one for the process."""
+    key = (folder, changed)
+    if key not in _engines:
+        _engines[key] = Alone(folder, changed)
+    return _engines[key]
 
 
-def _check_against_alone(client: Client, child: CompletionOutput) -> None:
-    if client.last is None or not child.token_ids:
-        return
-    temperature = client.params.temperature
-    seed = (client.last.seed or 0) if temperature > 0 else 0
-    count = next(length for length in LENGTHS if length >= len(child.token_ids))
-    alone = _alone_tokens(client.last.prompt_token_ids, temperature, seed, client.params.n, count)[child.index]
-    if child.token_ids != alone[: len(child.token_ids)]:
-        raise AssertionError(
-            f"{client.name}: {child.token_ids} is not how the request alone begins: {alone[: len(child.token_ids)]}"
-        )
+def _aside(ask: Callable[[], T]) -> T:
+    """Runs what needs a loop of its own while another one runs: on a thread, which is waited for."""
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(ask).result()

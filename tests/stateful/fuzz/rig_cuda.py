@@ -1,4 +1,6 @@
-"""The CUDA device on a dry platform in the deterministic loop: launching a step and its landing are two things that may happen.
+"""The CUDA device in the deterministic loop: launching a step and its landing are two things that may happen.
+
+Without a GPU it is on a dry platform: its own code, over the host's memory, with plain torch in the place of its kernels.
 
 Tokens are held against the same request alone on the CPU device.
 """
@@ -16,13 +18,25 @@ from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cuda import CudaDevice, Launched, Waiter
 from quiesce.engine.device.dry_platform import DryPlatform
-from quiesce.stateful.fuzz.rig_cpu import WORK, CpuRig, InLoop, real_engine
+from quiesce.engine.device.platform import Platform
+from quiesce.stateful.fuzz.loop_device import WORK, InLoop, real_engine
+from quiesce.stateful.fuzz.rig_cpu import CpuRig
 from quiesce.stateful.loop import DeterministicLoop
 
 
 class _LoopPlatform(DryPlatform):
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()  # the loop surrounds each piece of work by itself
+
+
+def _platform() -> Platform:
+    import torch
+
+    if not torch.cuda.is_available():
+        return _LoopPlatform()
+    from quiesce.engine.device.cuda_platform import CudaPlatform
+
+    return CudaPlatform(batch_invariant=True)
 
 
 class _LoopWaiter(Waiter):
@@ -52,7 +66,7 @@ class LoopCudaDevice(InLoop, CudaDevice):
     """`CudaDevice` in the loop."""
 
     def __init__(self, config: EngineConfig, info: ModelInfo, num_blocks: int, loop: DeterministicLoop) -> None:
-        super().__init__(config, info, num_blocks, _LoopPlatform, progress=False)
+        super().__init__(config, info, num_blocks, _platform, progress=False)
         self.live_in(loop)
         self._loop = loop
 
@@ -64,5 +78,5 @@ class CudaRig(CpuRig):
     """A real engine over the CUDA device."""
 
     def _make(self, folder: Path, settings: Mapping[str, Any]) -> AsyncEngine:
-        engine, self._device = real_engine(self.loop, settings, LoopCudaDevice)
+        engine, self.device_in_loop = real_engine(folder, self.loop, settings, LoopCudaDevice)
         return engine

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quiesce.engine.block_pool import BlockPool
 from quiesce.engine.core import Core
 from quiesce.engine.interpreter import Interpreter
+from quiesce.engine.messages import WeightsWritten
 from quiesce.engine.stream import FrontEnd
 from quiesce.spec import MACHINES
 from quiesce.stateful.driver import ledger_checkpoint
 from quiesce.stateful.fuzz import command
+from quiesce.stateful.fuzz.corpus import parse
 from quiesce.stateful.fuzz.coverage import Coverage, declared_cells, read
 from quiesce.stateful.fuzz.hunt import Hunt, Report, drawn_schedule
-from quiesce.stateful.fuzz.runs import run
+from quiesce.stateful.fuzz.loop_device import InLoop
+from quiesce.stateful.fuzz.runs import rig_for, run
 from quiesce.stateful.fuzz.schedule import Schedule, load
 
 RUNS, SEEDS = 6, 50
@@ -30,11 +35,25 @@ def test_a_clean_engine_raises_no_alarm(ledger_folder: Path, place: int) -> None
     assert report.left == ()
 
 
-def test_the_real_device_gives_every_request_the_tokens_that_it_has_alone() -> None:
-    hunt = Hunt(Path(), device="cpu")
+def test_the_real_device_gives_every_request_the_tokens_that_it_has_alone(ledger_folder: Path) -> None:
+    hunt = Hunt(ledger_folder, device="cpu")
     report = hunt.for_seeds(0, 11)
     assert [finding.schedule for finding in report.findings] == []
     assert not [name for name in report.left if name.startswith("thread")]
+
+
+def test_weights_that_are_not_written_are_noticed_by_their_tokens(ledger_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: InLoop, pairs: Sequence[tuple[str, Any]]) -> WeightsWritten:
+        self.written(pairs)
+        return WeightsWritten()
+
+    schedule = Schedule(tuple(parse("settle; update_weights; settle; connect; settle")), device="cpu")
+    assert run(ledger_folder, schedule).problem is None, "the engine with these weights is made, too"
+    monkeypatch.setattr(InLoop, "_write", write)
+    outcome = run(ledger_folder, schedule)
+    rig_for("cpu").close_all()
+    assert outcome.problem is not None
+    assert outcome.problem.oracle == "tokens"
 
 
 def trace_of(folder: Path, seed: int) -> str:
