@@ -16,7 +16,7 @@ import torch
 
 from quiesce.engine.device.cuda_memory import DriverError
 from quiesce.engine.device.platform import Event
-from quiesce.kernels.gpu.operators import TRUTHS
+from quiesce.kernels.gpu.operators import TRUTHS, Operators
 
 RUBBISH = 0xFF
 """NaN in every floating-point type."""
@@ -127,11 +127,16 @@ class Done:
 
 
 class DryPlatform:
-    """`platform.Platform` on the CPU."""
+    """`platform.Platform` on the CPU.
 
-    def __init__(self, driver: HostDriver | None = None) -> None:
+    Args:
+        driver: of its memory.
+        operators: the truths, or the kernels themselves where Triton interprets them.
+    """
+
+    def __init__(self, driver: HostDriver | None = None, operators: Operators = TRUTHS) -> None:
         self.device = torch.device("cpu")
-        self.operators = TRUTHS
+        self.operators = operators
         self.driver = driver or HostDriver()
 
     def entered(self) -> AbstractContextManager[object]:

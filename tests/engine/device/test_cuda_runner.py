@@ -157,6 +157,30 @@ def test_tokens_of_every_family_are_those_of_transformers(family_reference: Refe
     runner.close()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.04), ("float16", 0.005)])
+def test_in_half_precision_probabilities_are_near_the_cpu_devices(harness: type[Harness], dtype: str, tolerance: float) -> None:
+    """Rounding differs, as norms and rotations are one operation here. A decode step and a mixed one."""
+    config, prompt = harness.config(dtype=dtype), [5, 9, 2, 44, 17, 8, 30]
+    asked = [Adjustment(index, np.array(prompt), 7, num_logprobs=-1, num_prompt_logprobs=5) for index in (0, 1)]
+    mixed = harness.step(harness.Chunk(prompt, 0, [0, 1], row=0), harness.Chunk([3], 0, [2], row=1), adjustments=asked[:1])
+    decode = harness.step(harness.Chunk([4], 7, [0, 1], row=0), harness.Chunk([9], 1, [2], row=1), number=1, adjustments=asked)
+    runners = cuda_runner(config, harness.info()), Runner(config, harness.info(), 32, progress=False)
+    for runner in runners:
+        spread(runner)
+    for step in (mixed, decode):
+        found = []
+        for runner in runners:
+            landed = runner.run(step)
+            assert landed.faults == ()
+            reports = [report for _, report in landed.logprobs] + [report for *_, report in landed.prompt_logprobs]
+            found.append([dict(zip(report.token_ids, report.logprobs, strict=True)) for report in reports])
+        for mine, theirs in zip(*found, strict=True):
+            assert all(abs(mine[token] - theirs[token]) < tolerance for token in mine.keys() & theirs.keys())
+            assert max(theirs.values()) - min(theirs.values()) > 10 * tolerance
+    for runner in runners:
+        runner.close()
+
+
 def test_graphs_and_eager_work_give_the_same_bits(
     pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness]
 ) -> None:
