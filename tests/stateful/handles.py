@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 from quiesce.stateful.reports import AnyTask
 
@@ -22,17 +21,6 @@ class Timer(asyncio.TimerHandle):
     def __lt__(self, other: asyncio.TimerHandle) -> bool:
         assert isinstance(other, Timer)
         return (self.when(), self.serial) < (other.when(), other.serial)
-
-
-class Ready(deque[asyncio.Handle]):
-    """The ready queue, whose head is whatever the loop says."""
-
-    def __init__(self, pick: Callable[[], asyncio.Handle]) -> None:
-        super().__init__()
-        self._pick = pick
-
-    def popleft(self) -> asyncio.Handle:
-        return self._pick()
 
 
 def task_of(handle: asyncio.Handle) -> AnyTask | None:

@@ -1,7 +1,7 @@
 """The three seams at which the deterministic loop differs from asyncio's, and what it decides there.
 
-`time()` is a virtual clock; the selector, instead of polling files, moves the world (a completion from outside, the next timer) or
-raises `Deadlock`; the ready queue asks which handle is next.
+`time()` is a virtual clock; between two rounds, instead of polling files, the world moves (a completion from outside, the next timer) or
+`Deadlock` is raised; which ready handle is next is asked for.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import Context
-from types import SimpleNamespace
-from typing import Final, NoReturn, TypeVarTuple
+from typing import Final, TypeVarTuple
 
 from quiesce.stateful.choices import Choices, Strategy
-from quiesce.stateful.handles import Ready, Timer, describe_option, task_of
+from quiesce.stateful.handles import Timer, describe_option, task_of
 from quiesce.stateful.ledger import Ledger
 from quiesce.stateful.outside import Offer, Outside
 from quiesce.stateful.reports import Deadlock, Livelock, describe_wait
@@ -45,8 +44,7 @@ class SteeredLoop(asyncio.BaseEventLoop):
         self._adversarial = adversarial
         self._timely = timely
         self._turns_left = max_turns
-        self._ready: deque[asyncio.Handle] = Ready(self._next_turn)
-        self._selector = SimpleNamespace(select=self._select)
+        self._ready: deque[asyncio.Handle] = deque()
         self._clock_resolution = 1e-9
         self._now = 0.0
         self._round = 0
@@ -63,7 +61,15 @@ class SteeredLoop(asyncio.BaseEventLoop):
         """Seconds of virtual time since the loop was made."""
         return self._now
 
-    def _select(self, timeout: float | None) -> list[NoReturn]:
+    def _run_once(self) -> None:
+        """One round, as the stock loop's, less what is not there: files, signals, and slow callbacks to tell of."""
+        self._select()
+        for _ in range(len(self._ready)):
+            handle = self._next_turn()
+            if not handle.cancelled():
+                handle._run()
+
+    def _select(self) -> None:
         """Between two rounds of ready handles: makes due timers ready, and when there is nothing to run, moves the world."""
         if self._ledger.unentered:
             self._ledger.end_step()
@@ -75,7 +81,7 @@ class SteeredLoop(asyncio.BaseEventLoop):
         if timer is None:
             self._time_moved = self._round  # there is nothing that time could keep waiting
         if self._stopping:
-            return []
+            return
         outside = self._outside.open() if self._outside else []
         longest = min([offer.since for offer in outside]) if outside else self._round
         if self._round - longest > OFFER_PATIENCE:
@@ -84,7 +90,6 @@ class SteeredLoop(asyncio.BaseEventLoop):
             self._pass_time_until(timer)
         elif not self._ready:
             self._idle(outside, timer)
-        return []
 
     def _idle(self, outside: list[Offer], timer: Timer | None) -> None:
         while self._idlers:
@@ -124,7 +129,7 @@ class SteeredLoop(asyncio.BaseEventLoop):
                 ready.appendleft(chosen)
         self._decided = False
         self._head_waited = self._head_waited + 1 if ready[0] is not head else 0
-        handle = deque.popleft(ready)
+        handle = ready.popleft()
         ledger.stepping = None if handle.cancelled() else task_of(handle)
         return handle
 
@@ -190,6 +195,3 @@ class SteeredLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Wakes the selector of a stock loop from another thread; here there is only one."""
-
-    def _process_events(self, event_list: list[NoReturn]) -> None:
-        """No file is ever ready."""
