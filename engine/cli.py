@@ -226,6 +226,11 @@ def _add_fuzz(commands: Commands) -> None:
         choices=("ledger", "cpu", "cuda", "boundary"),
         help="ledger: books instead of tensors, for volume; cpu, cuda: the real ones; boundary: ledger, behind that of a process",
     )
+    command.add_argument(
+        "--through",
+        choices=("boundary", "http"),
+        help="boundary: of a core process that is played, with losses and late letters; http: a real server, in real time",
+    )
     command.add_argument("--seed", type=int, default=0, help="the first seed; a quick run plays the same ones each time")
     command.add_argument(
         "--out", type=Path, default=Path("build/fuzz"), help="folder for failures (quiesce replay) and coverage.json"
@@ -234,9 +239,11 @@ def _add_fuzz(commands: Commands) -> None:
 
 
 def _fuzz(asked: argparse.Namespace) -> int:
-    from quiesce.stateful.fuzz.command import fuzz
+    from quiesce.stateful.fuzz.command import fuzz, fuzz_http
 
-    return fuzz(asked.profile, asked.hours, asked.seed, asked.out, asked.device)
+    if asked.through == "http":
+        return fuzz_http(asked.profile, asked.hours, asked.seed)
+    return fuzz(asked.profile, asked.hours, asked.seed, asked.out, asked.through or asked.device)
 
 
 def _add_diagram(commands: Commands) -> None:

@@ -12,6 +12,7 @@ from quiesce.stateful.fuzz.runs import Outcome, rig_for, run
 from quiesce.stateful.fuzz.schedule import VERSION, Schedule, load
 
 QUICK_RUNS = 1000
+QUICK_HTTP = 20
 DEEP_S = 20 * 60.0
 OUT = Path("build/fuzz")
 REGRESSION = '''"""{failure}"""
@@ -64,6 +65,18 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def fuzz_http(profile: str, hours: float | None, first: int) -> int:
+    """Hunts over real HTTP, in real time; the exit status. 1: something was found. A program is a function of its seed, its course is not."""
+    from quiesce.stateful.fuzz.through_http import hunt, until
+
+    seconds = DEEP_S if profile == "deep" else 3600 * (hours or 1.0)
+    seeds = range(first, first + QUICK_HTTP) if profile == "quick" else until(seconds, first)
+    found = hunt(seeds, progress=sys.stdout)
+    for name, problems in found.items():
+        print(f"{name}:", *problems, sep="\n  ")
+    return 1 if found else 0
 
 
 def is_schedule(path: Path) -> bool:

@@ -8,8 +8,10 @@ what it held before, and its books balance.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
@@ -20,11 +22,12 @@ from quiesce.stateful.server_process import SMALL, ServerProcess
 
 FLAGS: Final = (
     "--enable-admin", "--dtype", "float32", "--batch-invariant", "--max-num-seqs", "4", "--block-size", "4", "--num-kv-blocks", "40",
-    "--max-num-batched-tokens", "16", "--max-model-len", "128", "--max-queue", "16", "--max-sessions", "3", "--control-timeout-s", "5",
+    "--max-num-batched-tokens", "16", "--max-model-len", "128", "--max-queue", "16", "--max-sessions", "3", "--control-timeout-s", "2",
 )  # fmt: skip
 """A server that is short of everything."""
 ALLOWED: Final = (200, 400, 404, 409, 429, 503, 504)
-MOMENT_S: Final = 0.01
+MOST_TOKENS: Final = 24
+MOMENT_S: Final = 0.005
 """How long a turn waits for something to happen."""
 PATIENCE_S: Final = 60.0
 OPERATORS: Final[Mapping[str, str]] = {
@@ -55,10 +58,14 @@ class Client:
 
 
 class Play:
-    """One program against one server. `problems` says what was wrong."""
+    """One program against one server. `problems` says what was wrong.
 
-    def __init__(self, url: str, seed: int) -> None:
-        self.url, self.seed = url, seed
+    Args:
+        truths: what requests alone are told, by what they ask; kept from program to program.
+    """
+
+    def __init__(self, url: str, seed: int, truths: dict[str, list[list[int]]]) -> None:
+        self.url, self.seed, self._truths = url, seed, truths
         self.problems: list[str] = []
         self.clients: dict[str, Client] = {}
         self.sessions: dict[str, str] = {}
@@ -99,7 +106,7 @@ class Play:
         request_id: str = "", session: str | None = None, **ignored: Any,
     ) -> None:  # fmt: skip
         asks: dict[str, Any] = {
-            "prompt": [3 + (7 * first + 11 * place) % 400 for place in range(length)], "max_tokens": max_tokens, "temperature": temperature,
+            "prompt": [3 + (7 * first + 11 * place) % 400 for place in range(length)], "max_tokens": min(max_tokens, MOST_TOKENS), "temperature": temperature,
             "n": n, "seed": first, "ignore_eos": True, "return_token_ids": True, "stream": first != 2, "priority": priority,
             "request_id": f"{self.seed}-{request_id or name}",
         }  # fmt: skip
@@ -208,7 +215,7 @@ class Play:
     # ---- the end --------------------------------------------------------------------------------------------------------------
 
     async def _turn_fair(self) -> None:
-        tasks = [client.task for client in self.clients.values() if client.task is not None]
+        tasks = [client.task for client in self.clients.values() if client.task is not None] + list(self.others.values())
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while (await asked(self.url, "/lifecycle"))[1]["engine"] != "running" or not all(task.done() for task in tasks):
@@ -242,7 +249,8 @@ class Play:
         """It was told a prefix of the truth, and ended as it may."""
         name = client.asks["request_id"]
         if client.left:
-            return await self._check_tokens(client)
+            await self._check_tokens(client)
+            return
         if client.error:
             self.problems.append(f"{name}: {client.error}")
         if client.status not in ALLOWED:
@@ -251,42 +259,61 @@ class Play:
             self.problems.append(f"{name}: of {client.asks['n']} answers {len(client.reasons)} ended")
         if not set(client.reasons.values()) <= {"length", "abort"}:
             self.problems.append(f"{name} ended {client.reasons}")
-        return await self._check_tokens(client)
+        await self._check_tokens(client)
 
     async def _check_tokens(self, client: Client) -> None:
         if client.is_in_session or not any(client.tokens.values()):
             return
-        alone = {**client.asks, "stream": False, "request_id": f"{client.asks['request_id']}-alone"}
-        status, answer = await asked(self.url, "/v1/completions", alone)
-        if status != 200:
-            self.problems.append(f"the truth was answered {status}: {answer}")
-            return
-        for choice in answer["choices"]:
-            told, true = client.tokens.get(choice["index"], []), choice["token_ids"]
-            whole = client.reasons.get(choice["index"]) == "length"
-            if told != (true if whole else true[: len(told)]):
-                self.problems.append(f"{client.asks['request_id']}: told {told}, true is {true}")
+        true = await self._alone(client.asks)
+        for index, told in client.tokens.items():
+            whole = client.reasons.get(index) != "length" or len(told) == client.asks["max_tokens"]
+            if not whole or told != true[index][: len(told)]:
+                self.problems.append(f"{client.asks['request_id']}: told {told}, true is {true[index]}")
+
+    async def _alone(self, asks: Mapping[str, Any]) -> list[list[int]]:
+        """The tokens of each answer to a request when nobody else asks, as many as anybody may want."""
+        alone = {**asks, "stream": False, "request_id": None, "priority": 0, "max_tokens": MOST_TOKENS}
+        key = json.dumps(alone, sort_keys=True)
+        if key not in self._truths:
+            _, answer = await asked(self.url, "/v1/completions", alone)
+            self._truths[key] = [choice["token_ids"] for choice in answer["choices"]]
+        return self._truths[key]
 
 
-def hunt(first: int, count: int, *flags: str, progress: IO[str] | None = None) -> dict[int, list[str]]:
-    """Plays the programs of so many seeds on one server; what was wrong, by seed. What the server holds is judged after all of them."""
-    found: dict[int, list[str]] = {}
+def hunt(seeds: Iterable[int], *flags: str, progress: IO[str] | None = None) -> dict[str, list[str]]:
+    """Plays the programs of these seeds on one server; what was wrong, by program. What the server holds is judged after all of them.
+
+    Args:
+        flags: of `quiesce serve`, beside `FLAGS`.
+        progress: where a line for each program goes.
+    """
+    found: dict[str, list[str]] = {}
     with ServerProcess(*FLAGS, *flags) as server:
         held, num_actions = server.held(), 0
-        for seed in range(first, first + count):
-            play = Play(server.url, seed)
+        truths: dict[str, list[list[int]]] = {}
+        for seed in seeds:
+            play = Play(server.url, seed, truths)
             asyncio.run(play.run())
             num_actions += play.num_actions
             if play.problems:
-                found[seed] = play.problems
+                found[f"seed {seed}"] = play.problems
             if progress is not None:
                 print(
-                    f"seed {seed}: {num_actions} operations, {len(found)} of {seed - first + 1} programs went wrong",
+                    f"seed {seed}: {num_actions} operations over HTTP, {len(found)} programs went wrong",
                     file=progress,
+                    flush=True,
                 )
         left = {name: count - held[name] for name, count in server.held().items() if count > held[name]}
         if left:
-            found[-1] = [f"the server holds more than before: {left}"]
+            found["the server"] = [f"holds more than before: {left}"]
     if any("Traceback" in line for line in server.errors):
-        found.setdefault(-1, []).append("".join(server.errors)[-2000:])
+        found.setdefault("the server", []).append("".join(server.errors)[-2000:])
     return found
+
+
+def until(seconds: float, first: int) -> Iterator[int]:
+    """Seeds from `first` on, for so long."""
+    end_s, seed = time.monotonic() + seconds, first
+    while time.monotonic() < end_s:
+        yield seed
+        seed += 1

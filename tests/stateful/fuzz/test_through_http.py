@@ -1,0 +1,11 @@
+"""Drawn programs over real HTTP, against a server that is short of everything."""
+
+from __future__ import annotations
+
+from quiesce.stateful.fuzz.through_http import hunt
+
+SEEDS = range(13, 19)
+
+
+def test_programs_over_http_are_answered_truly_and_leave_nothing() -> None:
+    assert hunt(SEEDS) == {}
