@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from quiesce.engine.api import AsyncEngine
+from quiesce.engine.bench.gate import Bench
 from quiesce.engine.bench.peer_process import PeerError, PeerProcess
 from quiesce.engine.bench.result import Figure, ratio
 from quiesce.engine.config import EngineConfig
@@ -24,6 +25,8 @@ BOUNDS: Final[dict[tuple[str, int], tuple[float, float | None]]] = {
     ("bfloat16", 1): (1.2, 1.5), ("bfloat16", 8): (1.4, 1.8), ("bfloat16", 32): (1.6, 2.2),
 }  # fmt: skip
 """(dtype, requests) -> how many times faster: floor and aim."""
+GATING_PERCENT: Final = 0.5
+"""What the gate may take of a step."""
 PROMPT_LEN: Final = 128
 BLOCK_SIZE: Final = 128
 """The CPU's best (`reference/performance.md` §4.2)."""
@@ -96,12 +99,13 @@ def measure(quick: bool, peer: PeerProcess, folder: Path) -> list[Figure]:
         except PeerError as error:
             figures.append(Figure("decode", f"{dtype} / generate", "x", skipped=str(error)))
             continue
+        gating_us, _ = Bench(stock=False).lives_us(20 if quick else 1000)
         for batch, taken in pairs.items():
-            figures += _figures(dtype, batch, taken)
+            figures += _figures(dtype, batch, taken, gating_us)
     return figures
 
 
-def _figures(dtype: str, batch: int, taken: Sequence[tuple[float, float, float, float]]) -> list[Figure]:
+def _figures(dtype: str, batch: int, taken: Sequence[tuple[float, float, float, float]], gating_us: float) -> list[Figure]:
     ours, ours_cpu, theirs, theirs_cpu = zip(*taken, strict=True)
     floor, aim = BOUNDS[dtype, batch]
     named: dict[str, Any] = {"row": "decode"}
@@ -109,6 +113,13 @@ def _figures(dtype: str, batch: int, taken: Sequence[tuple[float, float, float, 
         ratio("decode", f"{dtype} batch {batch}: / transformers generate", ours, theirs, floor, aim),
         Figure(name="    the same in processor time", unit="x", samples=_quotients(theirs_cpu, ours_cpu), **named),
         Figure(name="    our step", unit="ms", samples=tuple(value * 1e3 for value in ours), **named),
+        Figure(
+            name="    its events in the gate",
+            unit="%",
+            samples=tuple(gating_us / 1e4 / value for value in ours),
+            floor=GATING_PERCENT,
+            **named,
+        ),
         Figure(name="    their step", unit="ms", samples=tuple(value * 1e3 for value in theirs), **named),
     ]
 
