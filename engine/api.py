@@ -128,7 +128,7 @@ class AsyncEngine(ControlCalls):
     def _stop_at_once(self) -> None:
         """Without waiting for it."""
         self._front.connection.restarts_left = 0
-        if self._front.connection.is_up:
+        if self._front.connection.is_up and self.config.connect is None:
             self._link.post(Control(NOBODY, OperationKind.shutdown, timeout_s=0.0))
         else:
             self._front.core_ended(None)
@@ -329,6 +329,11 @@ class AsyncEngine(ControlCalls):
         return self._front.connection.core_pid
 
     @property
+    def address(self) -> str | None:
+        """What `EngineConfig.connect` takes in another process of this user: there is a core to share under `backend="process"`."""
+        return self._front.connection.address
+
+    @property
     def trace(self) -> Trace:
         """The last transitions of every machine; `watch` it to see further ones."""
         return self._front.trace
@@ -349,6 +354,8 @@ class AsyncEngine(ControlCalls):
     async def shutdown(self, timeout: float | None = 30) -> Transition:
         """Refuses new work, lets what runs run until `timeout` seconds from now, aborts the rest, then stops. Idempotent.
 
+        A further front end of a core (`EngineConfig.connect`) aborts its own requests and leaves; the core goes on.
+
         Args:
             timeout: seconds; 0 aborts at once, None is `EngineConfig.control_timeout_s`.
 
@@ -362,7 +369,11 @@ class AsyncEngine(ControlCalls):
         result: Transition | None = None
         connection = self._front.connection
         connection.restarts_left = 0
-        if connection.is_starting:
+        if self.config.connect is not None and connection.is_up:
+            with contextlib.suppress(errors.EngineError):  # the core has ended them, and itself
+                await self.abort_all()
+            self._front.core_ended(None)
+        elif connection.is_starting:
             self._stop_at_once()
         elif connection.is_up:
             with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted

@@ -54,6 +54,8 @@ class EngineConfig:
     """A request's tokens are bit-identical whatever happens around it. Costs throughput."""
     backend: Literal["thread", "process"] = "thread"
     """Where the core runs: a thread of this process, or a process of its own, whose death ends no more than what it was computing."""
+    connect: str | None = None
+    """The `address` of an engine with a core in a process: this one is a further front end of that core, and starts none."""
     max_restarts: int = 0
     """How many times a core that died is started anew, once everything that waited for it is answered. Of the process backend."""
     heartbeat_timeout_s: float = 10.0
@@ -105,6 +107,8 @@ class EngineConfig:
         _at_least("max_restarts", self.max_restarts, 0)
         if self.max_restarts != 0 and self.backend != "process":
             raise InvalidRequest("max_restarts", "a core that runs in a thread cannot be restarted; must be 0")
+        if self.connect is not None and (not isinstance(self.connect, str) or self.backend != "process" or self.max_restarts):
+            raise InvalidRequest("connect", "must be an address, with backend='process' and without restarts of its own")
         if type(self.seed) is not int:
             raise InvalidRequest("seed", f"must be an integer, not {shown(self.seed)}")
         if self.max_num_batched_tokens < self.max_num_seqs:

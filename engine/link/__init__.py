@@ -38,6 +38,10 @@ class Supervisor(Protocol):
     def core_pid(self) -> int | None:
         """The process of the core, while there is one."""
 
+    @property
+    def address(self) -> str | None:
+        """Where further front ends find it."""
+
     def drop_mailboxes(self) -> None:
         """Nothing that this core has sent is delivered from now on, and nothing is sent to it."""
 

@@ -74,6 +74,11 @@ class Connection:
         return os.getpid() if self._supervisor is None else self._supervisor.core_pid
 
     @property
+    def address(self) -> str | None:
+        """Where further front ends find the core, while there is one in a process of its own."""
+        return None if self._supervisor is None else self._supervisor.address
+
+    @property
     def is_starting(self) -> bool:
         return self.record.state in (LinkState.connecting, LinkState.restarting)
 

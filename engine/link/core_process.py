@@ -98,7 +98,7 @@ class CoreLoop:
                 logger.warning("a front end sent what is no letter: %s", error)
                 continue
             front = self.fronts.get(envelope.front)
-            if isinstance(envelope.letter, Hello) and envelope.epoch == self.epoch:
+            if isinstance(envelope.letter, Hello) and envelope.epoch in (0, self.epoch):
                 self._welcome(address, envelope.letter.lease_s)
             elif front is not None and front.address == address and envelope.epoch == self.epoch:
                 front.heard_s = self.core.clock()
@@ -109,7 +109,7 @@ class CoreLoop:
         self._num_fronts += 1
         front = Front(self._num_fronts, address, lease_s, self.core.clock())
         self.fronts[front.number] = front
-        self._send(front, Welcome(front.number, os.getpid()))
+        self._send(front, Welcome(front.number, os.getpid(), str(self.core.config.model), self.model.max_model_len))
 
     def _drop_silent(self) -> bool:
         """Takes front ends for dead whose lease is over. Whether there were any."""

@@ -54,6 +54,8 @@ class Welcome:
     number: int
     process: int
     """Of the core."""
+    model: str = ""
+    max_model_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

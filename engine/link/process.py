@@ -28,9 +28,9 @@ from quiesce.engine.answers import Ack, Answers, Nak
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.inbox import Control, Event, Submit
 from quiesce.engine.link import codec
-from quiesce.engine.link.child import CoreProcess, private_folder
+from quiesce.engine.link.child import SCHEME, AttachedCore, CoreProcess, CoreSockets, check_address, private_folder
 from quiesce.engine.link.connection import Connection
-from quiesce.engine.link.letters import Beat, Envelope, Feed, Files, Hello, News, Over, Post, Welcome
+from quiesce.engine.link.letters import Beat, Bye, Envelope, Feed, Files, Hello, News, Over, Post, Welcome
 from quiesce.engine.link.weights import Feeder
 from quiesce.engine.model import Model
 from quiesce.engine.outputs import Blocks, Status
@@ -68,8 +68,12 @@ class ProcessLink:
 
     def __init__(self, config: EngineConfig, model: Model, trace: Trace, call_in_loop: Callable[..., object]) -> None:
         self.config, self.model, self.trace, self._call_in_loop = config, model, trace, call_in_loop
+        if config.connect is not None:
+            check_address(config.connect)
         self.started_s = time.monotonic()
-        self._epoch = 1
+        self._epoch = 1 if config.connect is None else 0  # 0: not known yet
+        self.address = config.connect
+        """Where other front ends find the core."""
         self._pid: int | None = None
         self._number = 0
         self._push: zmq.Socket[bytes] | None = None
@@ -162,10 +166,12 @@ class ProcessLink:
         os.eventfd_write(self._wake, 1)
 
     def _welcomed(self, epoch: int, number: int, push: zmq.Socket[bytes]) -> None:
-        if epoch != self._epoch or not self._connection.is_starting:  # it came too late: nobody waits for this core any more
+        if (
+            self._epoch not in (0, epoch) or not self._connection.is_starting
+        ):  # it came too late: nobody waits for this core any more
             push.close(linger=0)
             return
-        self._number, self._push = number, push
+        self._epoch, self._number, self._push = epoch, number, push
         self._connection.connect()
 
     def _news(self, epoch: int, news: News) -> None:
@@ -202,40 +208,46 @@ class ProcessLink:
     def _look_after(self, epoch: int) -> int | None:
         """One core, from its start until it is gone. The epoch of the next, if there is to be one."""
         try:
-            core = CoreProcess(self.config, epoch, self.started_s)
+            core = self._core(epoch)
         except OSError as error:
             self._call_in_loop(self._report_loss, epoch, Loss(error, is_dead=True))
             return self._next_epoch(None)
-        self._pid = core.pid
+        self._pid, self.address = core.pid, f"{SCHEME}{core.folder}"
         try:
             loss = self._hear(core)
             if loss is not None:
-                self._call_in_loop(self._report_loss, epoch, loss)
+                self._call_in_loop(self._report_loss, core.epoch, loss)
             return self._next_epoch(core)
         except BaseException:  # the loop is closed: the core is nobody's any more
             core.reap(kill=True)
             raise
 
-    def _next_epoch(self, core: CoreProcess | None) -> int | None:
+    def _core(self, epoch: int) -> CoreSockets:
+        if self.config.connect is not None:
+            return AttachedCore(self.config.connect)
+        return CoreProcess(self.config, epoch, self.started_s)
+
+    def _next_epoch(self, core: CoreSockets | None) -> int | None:
         """Does what the loop orders, until it wants another core (its epoch) or none."""
         while True:
             word, epoch = self._orders.get()
             if core is not None:
-                self._pid = None
+                self._pid = self.address = None
                 core.reap(kill=word == "kill" and not core.is_over)
                 core = None
             if word != "kill":
                 return epoch
 
-    def _hear(self, core: CoreProcess) -> Loss | None:
+    def _hear(self, core: CoreSockets) -> Loss | None:
         """Takes the core's letters until it is lost; None: the loop wants no more of it."""
         poller = zmq.Poller()
         for source in (core.dealer, core.descriptor, self._wake):
-            poller.register(source, zmq.POLLIN)
+            if source is not None:
+                poller.register(source, zmq.POLLIN)
         lease_s = self.config.heartbeat_timeout_s
-        hello = Hello(lease_s)
-        core.dealer.send(codec.encode(core.epoch, 0, hello))
-        number, patience_s, heard_s = 0, START_TIMEOUT_S, time.monotonic()
+        core.dealer.send(codec.encode(core.epoch, 0, Hello(lease_s)))
+        patience_s = START_TIMEOUT_S if self.config.connect is None else lease_s
+        number, heard_s = 0, time.monotonic()
         beat_s = heard_s + lease_s / BEATS
         while True:
             due_s = min(beat_s, heard_s + patience_s) - time.monotonic()
@@ -243,15 +255,21 @@ class ProcessLink:
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             if not self._orders.empty():
+                core.dealer.send(codec.encode(core.epoch, number, Bye()))
                 return None
             for envelope in letters_in(core.dealer, last=core.descriptor in ready):
                 heard_s = time.monotonic()
                 letter = envelope.letter
-                if envelope.epoch != core.epoch or envelope.front not in (0, number):
-                    continue
                 if isinstance(letter, Welcome) and not number:
-                    number, patience_s = letter.number, lease_s
+                    loss = self._misfit(letter)
+                    if loss is not None:
+                        return loss
+                    core.welcomed(envelope.epoch, letter.process)
+                    poller.register(core.descriptor, zmq.POLLIN)
+                    number, patience_s, self._pid = letter.number, lease_s, core.pid
                     self._call_in_loop(self._welcomed, core.epoch, number, core.push())
+                elif envelope.epoch != core.epoch or envelope.front not in (0, number):
+                    continue
                 elif isinstance(letter, News):
                     self._call_in_loop(self._news, core.epoch, letter)
                 elif isinstance(letter, Over):
@@ -265,6 +283,14 @@ class ProcessLink:
             if now_s >= beat_s:
                 beat_s = now_s + lease_s / BEATS
                 core.dealer.send(codec.encode(core.epoch, number, Beat()))
+
+    def _misfit(self, welcome: Welcome) -> Loss | None:
+        """Another front end's core may serve another model."""
+        mine = (os.fspath(self.config.model), self.model.max_model_len)
+        if (welcome.model, welcome.max_model_len) == mine:
+            return None
+        reason = f"the core serves {welcome.model!r} with a context of {welcome.max_model_len}, not {mine[0]!r} with one of {mine[1]}"
+        return Loss(errors.InvalidRequest("connect", reason), is_final=True)
 
 
 def letters_in(socket: zmq.Socket[bytes], last: bool) -> Iterator[Envelope]:

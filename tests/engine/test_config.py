@@ -21,7 +21,7 @@ OPTIONAL_SIZES = ("num_kv_blocks", "max_model_len", "num_threads")
 SECONDS = ("step_timeout_s", "control_timeout_s", "session_idle_timeout_s", "heartbeat_timeout_s")
 FIELDS = tuple(field.name for field in dataclasses.fields(EngineConfig))
 UNCHECKED = ("model", "max_sessions", "trace_path", "enable_prefix_caching", "enable_chunked_prefill", "overlap",
-             "enforce_eager", "batch_invariant", "tokenizer_required", "poison_freed_blocks")  # fmt: skip
+             "enforce_eager", "connect", "batch_invariant", "tokenizer_required", "poison_freed_blocks")  # fmt: skip
 
 
 def refused(name: str, value: object) -> str:
