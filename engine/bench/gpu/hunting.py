@@ -37,8 +37,7 @@ def _hunt(ground: Ground, tell: Tell) -> None:
     from quiesce.stateful.fuzz.hunt import Hunt
 
     with tempfile.TemporaryDirectory() as folder:
-        device = "cpu" if ground.dry else "cuda"
-        hunt = Hunt(ledger_checkpoint(Path(folder)), out=Path("build/fuzz/gpu"), device=device, follow_every=0)
+        hunt = Hunt(ledger_checkpoint(Path(folder)), out=Path("build/fuzz/gpu"), device="cuda", follow_every=0)
         report = hunt.for_seeds(0, 2) if ground.dry else hunt.for_seconds(min(HUNT_S, ground.left_s - 15))
     tell(Figure(ROW, "fuzzed runs", "runs", (float(report.num_runs),), at_most=False))
     tell(Figure(ROW, "    operations", "1/s", (report.coverage.num_actions / max(report.seconds, 1e-9),), at_most=False))
