@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quiesce.engine.device.node_lock import alone
 from quiesce.engine.device.platform import Event
@@ -82,6 +83,12 @@ class CudaPlatform:
 
     def alone(self, go_on: Callable[[], None]) -> AbstractContextManager[object]:
         return alone(self._uuid, go_on)
+
+    def copy(self, out: Tensor, source: Tensor) -> None:
+        out.copy_(source, non_blocking=True)
+
+    def run(self, work: Callable[[], None]) -> None:
+        work()  # what it launches goes to the current stream
 
     def event(self) -> Event:
         made: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]

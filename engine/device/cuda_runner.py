@@ -156,7 +156,7 @@ class CudaRunner:
             for filtered in (False, True):
                 go_on()
                 self._send(shape, self._staging[0], 0)
-                self._whole(shape, filtered)
+                self._platform.run(functools.partial(self._whole, shape, filtered))
             self._platform.synchronize()
 
     def _capture(self, go_on: Callable[[], None]) -> None:
@@ -217,16 +217,19 @@ class CudaRunner:
         graph = self._graphs.get(shape)
         if step.adjustments:
             self.counts["eager"] += 1
+            self._platform.synchronize()  # it would wait for the device in any case
             self._adjusted(step, made, wanted, extra)
         elif graph is not None:
             self.counts["graph"] += 1
-            graph()
+            self._platform.run(graph)
         else:
             self._note_eager(by_rows or not shape.chunks, shape)
-            self._whole(shape, filtered=bool((step.top_k > 0).any() or (step.top_p < 1.0).any()))
+            filtered = bool((step.top_k > 0).any() or (step.top_p < 1.0).any())
+            self._platform.run(functools.partial(self._whole, shape, filtered))
         results = result_layout(shape)
         begin = number * self._result_bytes
-        staging.results.bytes[begin : begin + results.num_bytes].copy_(self._results[: results.num_bytes], non_blocking=True)
+        pinned = staging.results.bytes[begin : begin + results.num_bytes]
+        self._platform.copy(pinned, self._results[: results.num_bytes])
         return made
 
     def _shape(self, tokens: StepTokens) -> tuple[Shape, bool]:
@@ -253,7 +256,7 @@ class CudaRunner:
     def _send(self, shape: Shape, staging: Staging, number: int) -> None:
         """The one copy to the device."""
         begin, size = number * self._input_bytes, input_layout(shape).num_bytes
-        self._inputs[:size].copy_(staging.inputs.bytes[begin : begin + size], non_blocking=True)
+        self._platform.copy(self._inputs[:size], staging.inputs.bytes[begin : begin + size])
 
     def _note_eager(self, is_decode: bool, shape: Shape) -> None:
         """Prompts are computed without a graph; of decode steps that is said once, as it is slow."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from quiesce.engine.device.cuda_memory import DriverError
 from quiesce.engine.device.platform import Event
@@ -144,6 +145,12 @@ class DryPlatform:
 
     def alone(self, go_on: Callable[[], None]) -> AbstractContextManager[object]:
         return nullcontext()  # each has memory of its own
+
+    def copy(self, out: Tensor, source: Tensor) -> None:
+        out.copy_(source)
+
+    def run(self, work: Callable[[], None]) -> None:
+        work()
 
     def event(self) -> Event:
         return Done()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from quiesce.engine.device.cuda_memory import Driver
 from quiesce.kernels.gpu.operators import Operators
@@ -42,6 +43,12 @@ class Platform(Protocol):
 
     def alone(self, go_on: Callable[[], None]) -> AbstractContextManager[object]:
         """Surrounds moves of memory: one engine at a time moves memory of this device. What `go_on` raises ends the wait for it."""
+
+    def copy(self, out: Tensor, source: Tensor) -> None:
+        """Copies between host and device, behind the work given so far. Pinned memory may be read or written until an event later on."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Gives the device work of the operators, behind the work given so far."""
 
     def event(self) -> Event:
         """A new one, not recorded."""

@@ -19,6 +19,7 @@ from quiesce.engine.model import Model
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.tiny import checkpoint_folder
 from quiesce.stateful.driver import assert_nothing_left
+from tests.engine.device.lazy_platform import LazyPlatform
 
 PROMPTS = [[5 + n, 60, 7 * n % 250 + 3, *range(10, 10 + 5 * n)] for n in range(8)]
 KINDS = [
@@ -42,7 +43,7 @@ def live(config: EngineConfig, kind: str, body: Callable[[AsyncEngine], Awaitabl
     def make_device(config: EngineConfig, model: Model) -> Device:
         if kind == "cpu":
             return CpuDevice(config, model.info, model.num_blocks, progress=False)
-        platforms.append(DryPlatform())
+        platforms.append(LazyPlatform() if kind == "late cuda" else DryPlatform())
         return CudaDevice(config, model.info, model.num_blocks, lambda: platforms[0], progress=False)
 
     async def main() -> Any:
@@ -94,6 +95,13 @@ def test_tokens_are_those_of_the_cpu_device(expected: list[tuple[int, ...]], cha
     assert live(config(**changes), "cuda", everybody) == expected
 
 
+@pytest.mark.parametrize("changes", [{}, {"batch_invariant": True, "num_kv_blocks": 13}], ids=["graphs", "invariant"])
+def test_a_device_that_is_late_with_everything_changes_no_token(
+    expected: list[tuple[int, ...]], changes: dict[str, Any]
+) -> None:
+    assert live(config(**changes), "late cuda", everybody) == expected
+
+
 def test_sleep_and_wake_in_the_middle_change_no_token(expected: list[tuple[int, ...]]) -> None:
     async def body(engine: AsyncEngine) -> list[tuple[int, ...]]:
         asked = asyncio.gather(*(ask(engine, number) for number in range(len(PROMPTS))))
@@ -104,4 +112,5 @@ def test_sleep_and_wake_in_the_middle_change_no_token(expected: list[tuple[int, 
             await engine.wake_up()
         return list(await asked)
 
-    assert live(config(), "cuda", body) == expected
+    for kind in ("cuda", "late cuda"):
+        assert live(config(), kind, body) == expected

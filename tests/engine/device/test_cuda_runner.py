@@ -21,6 +21,7 @@ from quiesce.engine.device.cuda_step import Layout, Shape, StepTokens, input_lay
 from quiesce.engine.device.dry_platform import DryPlatform
 from quiesce.engine.device.runner import Landed, Runner
 from quiesce.engine.messages import FROM_DEVICE, Adjustment, StepInput
+from tests.engine.device.lazy_platform import LazyPlatform
 
 if TYPE_CHECKING:
     from tests.engine.device.conftest import Harness, Reference
@@ -217,6 +218,48 @@ def test_steps_read_late_are_read_right(pair: Callable[..., tuple[CudaRunner, Ru
         flights.append(cuda.launch(step))
         equal(flights[number].read(), expected[number])
     equal(flights[-1].read(), expected[-1])
+
+
+def late_steps(runner: CudaRunner, steps: list[StepInput]) -> list[Landed]:
+    """Two on their way at any time; each is waited for when the next has been launched."""
+    found, flights = [], [runner.launch(steps[0])]
+    for step in steps[1:]:
+        flights.append(runner.launch(step))
+        flights[0].event.synchronize()
+        found.append(flights.pop(0).read())
+    flights[0].event.synchronize()
+    return [*found, flights[0].read()]
+
+
+@names
+def test_a_device_may_be_as_late_as_it_likes(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], mode: dict[str, Any]
+) -> None:
+    """What a step is given lies still until the device has taken it, and what it gave until it has been read."""
+    _, cpu = pair(**mode)
+    late = cuda_runner(harness.config(**mode), harness.info(), platform=LazyPlatform())
+    spread(late)
+    steps = list(story(harness, np.random.default_rng(8)))
+    for found, expected in zip(late_steps(late, steps), [cpu.run(step) for step in steps], strict=True):
+        equal(found, expected)
+    late.close()
+
+
+def test_with_one_set_of_pinned_buffers_a_late_device_shows_it(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quiesce.engine.device.cuda_runner.DEPTH", 1)
+    _, cpu = pair()
+    late = cuda_runner(harness.config(), harness.info(), platform=LazyPlatform())
+    spread(late)
+    blocks = [[0, 1, 2], [3, 4, 5]]
+    prompts = [harness.step(harness.Chunk([5 + 30 * i, 9, 2], 0, blocks[i]), number=i) for i in range(2)]
+    steps = [harness.step(harness.Chunk([7 * n], 3 + n // 2, blocks[n % 2]), number=2 + n) for n in range(8)]
+    for step in prompts:
+        equal(late.run(step), cpu.run(step))
+    found = [landed.token_ids.tolist() for landed in late_steps(late, steps)]
+    assert found != [cpu.run(step).token_ids.tolist() for step in steps]
+    late.close()
 
 
 def test_a_bucket_pads_to_the_next_size_and_the_largest_holds_every_decode_step(harness: type[Harness]) -> None:
