@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check schema prove fuzz historical mutants bench gpu format model clean
+.PHONY: setup demo test check schema prove fuzz historical mutants bench gpu gpu-packages format model clean
 
 # torch comes first and by its exact version: an open range would bring several GB of CUDA along on a machine without a GPU.
 .setup-stamp: pyproject.toml constraints.txt
@@ -69,8 +69,12 @@ gpu: .setup-stamp
 	$(BIN)/python -m quiesce.engine.bench.gpu --dry
 else
 gpu:
-	PYTHONPATH=.src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m quiesce.engine.bench.gpu
+	PYTHONPATH=.src:build/packages$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m quiesce.engine.bench.gpu
 endif
+
+# The pure Python that a GPU machine without a network may lack, to be taken there with the checkout: `make gpu` looks into this folder.
+gpu-packages: .setup-stamp
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target build/packages -c constraints.txt transitions six
 
 clean:
 	rm -rf .venv .setup-stamp build
