@@ -30,8 +30,8 @@ ENGINE: Final = (
     "transitions",
     "safetensors",
     "tokenizers",
-    "prometheus_client",
     "jinja2",
+    "tqdm",
 )
 
 

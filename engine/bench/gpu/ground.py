@@ -30,7 +30,7 @@ MATMUL: Final = "bfloat16 matrix product, 8192 cubed"
 PINNED: Final = "pinned host memory to device"
 ASSUMED: Final = {COPY: 4300.0, MATMUL: 790.0, PINNED: 55.0}
 """GB/s, TFLOP/s and GB/s of an H200, where they were not measured."""
-PACKAGES: Final = {"cuda.bindings.driver": "cuda-bindings", "prometheus_client": "prometheus-client"}
+PACKAGES: Final = {"cuda.bindings.driver": "cuda-bindings"}
 """Modules that pip calls otherwise."""
 ROTATED: Final = 256 << 20
 """Bytes after which nothing is in the L2 cache any more."""
