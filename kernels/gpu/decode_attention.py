@@ -56,14 +56,14 @@ def decode_split_kernel(
         block = tl.load(tables + row * table_stride + n // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
         slot = ((block * KV_HEADS + head) * BLOCK_SIZE + n % BLOCK_SIZE) * DIM
         k = tl.load(k_cache + slot[:, None] + d[None, :], mask=seen[:, None], other=0.0)
-        scores = tl.dot(x, tl.trans(k), input_precision="ieee")
+        scores = tl.dot(x, tl.trans(k), input_precision="tf32x3")
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         keep = tl.exp2((top - new_top) * scale)
         weights = tl.exp2(tl.fma(scores, scale, -new_top[:, None] * scale))
         total = total * keep + tl.sum(weights, 1)
         v = tl.load(v_cache + slot[:, None] + d[None, :], mask=seen[:, None], other=0.0)
-        acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+        acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="tf32x3")
         top = new_top
     part = queries * tl.num_programs(0) + split
     inside = member < GROUP
@@ -112,19 +112,22 @@ def partial_size(rows: int, heads: int, dim: int, splits: int) -> int:
     return rows * heads * splits * (dim + 2)
 
 
-def split_configuration(heads: int, kv_heads: int, dim: int, block_size: int) -> dict[str, int]:
-    """Compile-time parameters of the first kernel. The matrix instruction has 16 rows, so groups are padded to them."""
-    group = heads // kv_heads
+def split_configuration(heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype) -> dict[str, int]:
+    """Compile-time parameters of the first kernel. The matrix instruction has 16 rows, so groups are padded to them.
+
+    float32 is for comparisons: it is multiplied in three parts, for which half a tile leaves registers.
+    """
+    group, wide = heads // kv_heads, dtype == torch.float32
     return {
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "GROUP_BLOCK": max(16, power_of_two(group)),
         "DIM": dim,
         "BLOCK_SIZE": block_size,
-        "TILE": TILE,
+        "TILE": TILE // 2 if wide else TILE,
         "SPLIT": SPLIT,
         "num_warps": 4,
-        "num_stages": STAGES,
+        "num_stages": 3 if wide else STAGES,
     }
 
 
@@ -165,7 +168,7 @@ def decode_attention(
     scale = dim**-0.5 * LOG2_E
     decode_split_kernel[(splits, kv_heads, rows)](
         q, k_cache, v_cache, tables, contexts, sums, stats, tables.stride(0), scale,
-        **split_configuration(heads, kv_heads, dim, block_size),
+        **split_configuration(heads, kv_heads, dim, block_size, q.dtype),
     )  # fmt: skip
     decode_combine_kernel[(heads, rows)](sums, stats, contexts, out, splits, scale, **combine_configuration(heads, dim))
 

@@ -57,7 +57,7 @@ def _turn(
         block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
     place = (((block * KV_HEADS + head) * BLOCK_SIZE + n % BLOCK_SIZE) * DIM)[:, None] + d[None, :]
     k = tl.load(k_cache + place, mask=n[:, None] < last, other=0.0) if MASKED else tl.load(k_cache + place)
-    scores = tl.dot(x, tl.trans(k), input_precision="ieee")
+    scores = tl.dot(x, tl.trans(k), input_precision="tf32x3")
     if MASKED:
         scores = tl.where(n[None, :] <= position[:, None], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -65,7 +65,7 @@ def _turn(
     weights = tl.exp2(tl.fma(scores, scale, -new_top[:, None] * scale))  # one rounding, masked or not
     total = total * keep + tl.sum(weights, 1)
     v = tl.load(v_cache + place, mask=n[:, None] < last, other=0.0) if MASKED else tl.load(v_cache + place)
-    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision="tf32x3")
     return acc, total, new_top
 
 
@@ -108,9 +108,12 @@ def prefill_kernel(
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def configuration(heads: int, kv_heads: int, dim: int, block_size: int) -> dict[str, int]:
-    """Compile-time parameters of a model's shape."""
-    group = heads // kv_heads
+def configuration(heads: int, kv_heads: int, dim: int, block_size: int, dtype: torch.dtype) -> dict[str, int]:
+    """Compile-time parameters of a model's shape.
+
+    float32 is for comparisons: it is multiplied in three parts, for which few rows leave registers.
+    """
+    group, wide = heads // kv_heads, dtype == torch.float32
     block = power_of_two(group)
     return {
         "KV_HEADS": kv_heads,
@@ -118,10 +121,10 @@ def configuration(heads: int, kv_heads: int, dim: int, block_size: int) -> dict[
         "GROUP_BLOCK": block,
         "DIM": dim,
         "BLOCK_SIZE": block_size,
-        "BLOCK_Q": max(1, ROWS // block),
-        "TILE": TILE,
-        "num_warps": 8,
-        "num_stages": STAGES,
+        "BLOCK_Q": max(1, (16 if wide else ROWS) // block),
+        "TILE": TILE // 2 if wide else TILE,
+        "num_warps": 4 if wide else 8,
+        "num_stages": 3 if wide else STAGES,
     }
 
 
@@ -159,7 +162,7 @@ def prefill_attention(
     tokens, heads, dim = q.shape
     kv_heads, block_size = k_cache.shape[1:3]
     requests = starts.shape[0]
-    shape = configuration(heads, kv_heads, dim, block_size)
+    shape = configuration(heads, kv_heads, dim, block_size, q.dtype)
     prefill_kernel[(kv_heads, num_query_blocks(tokens, requests, shape["BLOCK_Q"]))](
         q, k_cache, v_cache, tables, starts, offsets, out, requests, tables.stride(0), dim**-0.5 * LOG2_E, **shape
     )

@@ -85,22 +85,25 @@ def elementwise(model: Model) -> list[Specialisation]:
     return made
 
 
-def attention(model: Model, block_size: int) -> list[Specialisation]:
-    """Both kinds, and the combination of splits."""
-    name = f"{model.name} block {block_size}"
-    decode, decode_options = split(decode_attention.split_configuration(model.heads, model.kv_heads, model.dim, block_size))
-    prefill, prefill_options = split(prefill_attention.configuration(model.heads, model.kv_heads, model.dim, block_size))
-    caches = {"q": B16, "k_cache": B16, "v_cache": B16, "tables": I32}
+def attention(model: Model, block_size: int, kind: str = B16) -> list[Specialisation]:
+    """Decode and prefill."""
+    name = f"{model.name} block {block_size}{' float32' if kind == F32 else ''}"
+    dtype = torch.float32 if kind == F32 else torch.bfloat16
+    decode, decode_options = split(
+        decode_attention.split_configuration(model.heads, model.kv_heads, model.dim, block_size, dtype)
+    )
+    prefill, prefill_options = split(prefill_attention.configuration(model.heads, model.kv_heads, model.dim, block_size, dtype))
+    caches = {"q": kind, "k_cache": kind, "v_cache": kind, "tables": I32}
     return [
         Specialisation(
             f"decode_split {name}", decode_attention.decode_split_kernel,
             caches | {"contexts": I32, "sums": F32, "stats": F32, "table_stride": "i32", "scale": "fp32"},
-            decode, decode_options, 3, "mma.sync",
+            decode, decode_options, 2 if kind == F32 else 3, "mma.sync",
         ),
         Specialisation(
             f"prefill {name}", prefill_attention.prefill_kernel,
-            caches | {"starts": I32, "offsets": I32, "out": B16, "requests": "i32", "table_stride": "i32", "scale": "fp32"},
-            prefill, prefill_options, 1, "wgmma.mma_async",
+            caches | {"starts": I32, "offsets": I32, "out": kind, "requests": "i32", "table_stride": "i32", "scale": "fp32"},
+            prefill, prefill_options, 1, "mma.sync" if kind == F32 else "wgmma.mma_async",
         ),
     ]  # fmt: skip
 
@@ -148,6 +151,7 @@ def every() -> list[Specialisation]:
         made += [*elementwise(model), combination(model)]
         for block_size in (16, 32):
             made += attention(model, block_size)
+    made += attention(MODELS[0], 16, F32)
     for logits, dtype in ((B16, torch.bfloat16), (F32, torch.float32)):
         for filtered in (False, True):
             made += sampling(logits, dtype, filtered)

@@ -43,9 +43,9 @@ def test_a_table_has_splits_for_its_longest_context_and_scratch_for_them(max_blo
 
 @pytest.mark.parametrize("group", range(1, 9))
 def test_a_group_fills_whole_rows_of_the_matrix_instruction(group: int) -> None:
-    decode = decode_attention.split_configuration(8 * group, 8, 128, 16)
+    decode = decode_attention.split_configuration(8 * group, 8, 128, 16, torch.bfloat16)
     assert decode["GROUP_BLOCK"] == 16
-    prefill = prefill_attention.configuration(8 * group, 8, 128, 16)
+    prefill = prefill_attention.configuration(8 * group, 8, 128, 16, torch.bfloat16)
     assert prefill["BLOCK_Q"] * prefill["GROUP_BLOCK"] == prefill_attention.ROWS
     assert group <= prefill["GROUP_BLOCK"] < 2 * group
 
