@@ -13,13 +13,12 @@ from quiesce.engine.api import AsyncEngine
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cpu import CpuDevice
 from quiesce.engine.device.cuda import CudaDevice
-from quiesce.engine.device.dry_platform import DryPlatform
+from quiesce.engine.device.dry_platform import DryPlatform, LazyPlatform
 from quiesce.engine.messages import Device
 from quiesce.engine.model import Model
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.tiny import checkpoint_folder
 from quiesce.stateful.driver import assert_nothing_left
-from tests.engine.device.lazy_platform import LazyPlatform
 
 PROMPTS = [[5 + n, 60, 7 * n % 250 + 3, *range(10, 10 + 5 * n)] for n in range(8)]
 KINDS = [

@@ -18,10 +18,9 @@ from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cuda_flight import graph_sizes
 from quiesce.engine.device.cuda_runner import CudaRunner
 from quiesce.engine.device.cuda_step import Layout, Shape, StepTokens, input_layout
-from quiesce.engine.device.dry_platform import DryPlatform
+from quiesce.engine.device.dry_platform import DryPlatform, LazyPlatform
 from quiesce.engine.device.runner import Landed, Runner
 from quiesce.engine.messages import FROM_DEVICE, Adjustment, StepInput
-from tests.engine.device.lazy_platform import LazyPlatform
 
 if TYPE_CHECKING:
     from tests.engine.device.conftest import Harness, Reference

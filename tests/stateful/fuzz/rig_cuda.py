@@ -1,4 +1,5 @@
-"""The CUDA device in the deterministic loop: launching a step and its landing are two things that may happen.
+"""The CUDA device in the deterministic loop: launching a step and its landing are two things that may happen,
+and the device does its work when it lands.
 
 Without a GPU it is on a dry platform: its own code, over the host's memory, with plain torch in the place of its kernels.
 
@@ -17,16 +18,22 @@ from quiesce.engine.api import AsyncEngine
 from quiesce.engine.checkpoint import ModelInfo
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.device.cuda import CudaDevice, Launched, Waiter
-from quiesce.engine.device.dry_platform import DryPlatform
+from quiesce.engine.device.dry_platform import LazyPlatform
 from quiesce.engine.device.platform import Platform
 from quiesce.stateful.fuzz.loop_device import WORK, InLoop, real_engine
 from quiesce.stateful.fuzz.rig_cpu import CpuRig
 from quiesce.stateful.loop import DeterministicLoop
 
 
-class _LoopPlatform(DryPlatform):
+class _LoopPlatform(LazyPlatform):
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()  # the loop surrounds each piece of work by itself
+
+    def do_until(self, number: int) -> None:
+        import torch
+
+        with torch.inference_mode():
+            super().do_until(number)
 
 
 def _platform() -> Platform:
