@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -56,6 +57,12 @@ class ServerProcess:
         self.process.stdin.flush()
         found: dict[str, int] = json.loads(self.next_line())
         return found
+
+    @property
+    def core_pid(self) -> int | None:
+        """The one process that the server has started, if there is one."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return next((int(word) for task in tasks for word in (task / "children").read_text().split()), None)
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None

@@ -23,7 +23,6 @@ from quiesce.engine.link.fronts import Front
 from quiesce.engine.link.letters import Feed, Hello, News, Over, Welcome
 from quiesce.engine.link.process import Loss, ProcessLink
 from quiesce.engine.model import Model
-from quiesce.engine.outputs import Status
 from quiesce.stateful.ledger_device import LedgerDevice
 from quiesce.stateful.loop import DeterministicLoop
 from quiesce.statemachine.trace import Trace
@@ -247,17 +246,15 @@ class BoundaryLink(ProcessLink):
         """What the core before wrote or was written comes once more: it is nobody's."""
         old, core = self.cores[-2], self.core
         if old.told and self.loop.choose(f"an old letter comes to the front end {when}", 2):
-            before = (self._status, self._num_posted)
-            self.take(old, old.told[-1])
+            before, envelope = (self._status, self._num_posted), codec.for_front(old.told[-1])
+            if isinstance(envelope.letter, News):
+                self._news(envelope.epoch, envelope.letter)
             self.take(core, old.told[-1])
-            self._call_in_loop(self._check_untouched, before)
+            if (self._status, self._num_posted) != before:
+                self.found("a letter of a lost core has changed something")
         if self._sent_before and self.loop.choose(f"an old letter comes to the next core {when}", 2):
             core.inbound.put(self._sent_before[-1])
             core.wake()
-
-    def _check_untouched(self, before: tuple[Status, int]) -> None:
-        if (self._status, self._num_posted) != before:
-            self.found("a letter of a lost core has changed something")
 
     def found(self, text: str) -> None:
         """Something is wrong."""
@@ -305,7 +302,7 @@ class BoundaryLink(ProcessLink):
             core.number = letter.number
             self._call_in_loop(self._welcomed, core.epoch, letter.number, Mouth(partial(self._carry, core)))
             if core.epoch > 1:
-                self._repeat("that was welcomed")
+                self._call_in_loop(self._repeat, "that was welcomed")
         elif isinstance(letter, News):
             self._call_in_loop(self._news, core.epoch, letter)
         elif isinstance(letter, Over):

@@ -9,3 +9,7 @@ SEEDS = range(13, 19)
 
 def test_programs_over_http_are_answered_truly_and_leave_nothing() -> None:
     assert hunt(SEEDS) == {}
+
+
+def test_programs_whose_core_is_killed_are_answered_truly_by_the_next() -> None:
+    assert hunt(SEEDS[:2], kills=True) == {}

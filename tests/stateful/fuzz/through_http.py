@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -25,6 +27,9 @@ FLAGS: Final = (
     "--max-num-batched-tokens", "16", "--max-model-len", "128", "--max-queue", "16", "--max-sessions", "3", "--control-timeout-s", "2",
 )  # fmt: skip
 """A server that is short of everything."""
+KILLED: Final = ("--backend", "process", "--max-restarts", "1000000")
+MOST_S: Final = 5.0
+"""Within which everybody is answered after a kill, on the slowest machine."""
 ALLOWED: Final = (200, 400, 404, 409, 429, 503, 504)
 MOST_TOKENS: Final = 24
 MOMENT_S: Final = 0.005
@@ -61,11 +66,16 @@ class Play:
     """One program against one server. `problems` says what was wrong.
 
     Args:
+        server: `quiesce serve` with `FLAGS`.
         truths: what requests alone are told, by what they ask; kept from program to program.
+        kills: the core is a process that is killed now and then, and started again.
     """
 
-    def __init__(self, url: str, seed: int, truths: dict[str, list[list[int]]]) -> None:
-        self.url, self.seed, self._truths = url, seed, truths
+    def __init__(self, server: ServerProcess, seed: int, truths: dict[str, list[list[int]]], kills: bool = False) -> None:
+        self.server, self.url, self.seed, self._truths, self.kills = server, server.url, seed, truths, kills
+        self.num_kills = 0
+        self.slowest_s = 0.0
+        """From a kill to the answer of the last who was waiting."""
         self.problems: list[str] = []
         self.clients: dict[str, Client] = {}
         self.sessions: dict[str, str] = {}
@@ -75,7 +85,11 @@ class Play:
 
     async def run(self) -> None:
         """Plays the program, turns the world fair, and takes stock."""
-        for action in drawn_actions(random.Random(self.seed)):
+        rng = random.Random(self.seed)
+        actions = drawn_actions(rng)
+        for _ in range(rng.choice((1, 1, 2)) if self.kills else 0):
+            actions.insert(rng.randint(0, len(actions)), Action("kill", {"waits": rng.random() < 0.8}))
+        for action in actions:
             self.num_actions += 1
             await self.play(action)
         await self._turn_fair()
@@ -176,6 +190,23 @@ class Play:
         if session in self.sessions:
             self._operate("/close_session", "close", {"session_id": self.sessions[session]})
 
+    # ---- kills ----------------------------------------------------------------------------------------------------------------
+
+    async def do_kill(self, waits: bool) -> None:
+        """SIGKILL of the core. Whoever waits is answered; `waits`: the program goes on when the next core serves."""
+        core = self.server.core_pid
+        if core is None:
+            return
+        self.num_kills += 1
+        began_s = time.monotonic()
+        owed = [client.task for client in self.clients.values() if client.task is not None] + list(self.others.values())
+        os.kill(core, signal.SIGKILL)
+        if owed:
+            await asyncio.wait(owed, timeout=PATIENCE_S)
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
+        while waits and (await asked(self.url, "/ready"))[0] != 200:
+            await self.do_advance(1)
+
     # ---- operators ------------------------------------------------------------------------------------------------------------
 
     def _operate(self, path: str, verb: str, given: Mapping[str, Any]) -> None:
@@ -242,7 +273,7 @@ class Play:
             self.problems.append(f"blocks are left: {blocks}")
         if status["accepted"] != sum(status["finished"].values()):
             self.problems.append(f"accepted {status['accepted']}, and ended {status['finished']}")
-        if status["finished"].get("error"):
+        if status["finished"].get("error") and not self.num_kills:
             self.problems.append(f"requests ended in errors: {status['finished']}")
 
     async def _check(self, client: Client) -> None:
@@ -251,13 +282,13 @@ class Play:
         if client.left:
             await self._check_tokens(client)
             return
-        if client.error:
+        if client.error and not self.num_kills:
             self.problems.append(f"{name}: {client.error}")
         if client.status not in ALLOWED:
             self.problems.append(f"{name} was answered {client.status}")
         if client.status == 200 and len(client.reasons) != client.asks["n"]:
             self.problems.append(f"{name}: of {client.asks['n']} answers {len(client.reasons)} ended")
-        if not set(client.reasons.values()) <= {"length", "abort"}:
+        if not set(client.reasons.values()) <= {"length", "abort", *(("error",) if self.num_kills else ())}:
             self.problems.append(f"{name} ended {client.reasons}")
         await self._check_tokens(client)
 
@@ -280,29 +311,29 @@ class Play:
         return self._truths[key]
 
 
-def hunt(seeds: Iterable[int], *flags: str, progress: IO[str] | None = None) -> dict[str, list[str]]:
+def hunt(seeds: Iterable[int], kills: bool = False, progress: IO[str] | None = None) -> dict[str, list[str]]:
     """Plays the programs of these seeds on one server; what was wrong, by program. What the server holds is judged after all of them.
 
     Args:
-        flags: of `quiesce serve`, beside `FLAGS`.
+        kills: the core is a process of its own, killed once or twice in each program.
         progress: where a line for each program goes.
     """
     found: dict[str, list[str]] = {}
-    with ServerProcess(*FLAGS, *flags) as server:
+    with ServerProcess(*FLAGS, *(KILLED if kills else ())) as server:
         held, num_actions = server.held(), 0
         truths: dict[str, list[list[int]]] = {}
         for seed in seeds:
-            play = Play(server.url, seed, truths)
+            play = Play(server, seed, truths, kills)
             asyncio.run(play.run())
             num_actions += play.num_actions
             if play.problems:
                 found[f"seed {seed}"] = play.problems
             if progress is not None:
-                print(
-                    f"seed {seed}: {num_actions} operations over HTTP, {len(found)} programs went wrong",
-                    file=progress,
-                    flush=True,
-                )
+                told = f"; {play.num_kills} kills, the last answer after {play.slowest_s:.2f} s" if play.num_kills else ""
+                line = f"seed {seed}: {num_actions} operations over HTTP, {len(found)} programs went wrong{told}"
+                print(line, file=progress, flush=True)
+            if play.slowest_s > MOST_S:
+                found.setdefault(f"seed {seed}", []).append(f"somebody waited {play.slowest_s:.1f} s for a core that was dead")
         left = {name: count - held[name] for name, count in server.held().items() if count > held[name]}
         if left:
             found["the server"] = [f"holds more than before: {left}"]
