@@ -182,7 +182,11 @@ class EngineMachine(RuleBasedStateMachine):
     def hang_up(self, call: str) -> None:
         self._act("hang_up", {}, call=call)
 
-    @rule(what=st.one_of(*(st.tuples(st.just(verb), among(VERBS[verb])) for verb in ("mistake", "abort_all", "abort_unknown"))))
+    @rule(
+        what=st.one_of(
+            *(st.tuples(st.just(verb), among(VERBS[verb])) for verb in ("mistake", "abort_all", "abort_unknown", "stray"))
+        )
+    )
     def bother(self, what: tuple[str, dict[str, Any]]) -> None:
         self._act(*what)
 
@@ -193,9 +197,9 @@ class EngineMachine(RuleBasedStateMachine):
     def fail(self, given: dict[str, Any]) -> None:
         self._act("fail", given)
 
-    @rule(verb=st.sampled_from(("stall", "go_on")))
-    def hold_the_device(self, verb: str) -> None:
-        self._act(verb, {})
+    @rule(what=st.one_of(*(st.tuples(st.just(verb), among(VERBS[verb])) for verb in ("stall", "go_on"))))
+    def hold_the_device(self, what: tuple[str, dict[str, Any]]) -> None:
+        self._act(*what)
 
     @rule(given=among(VERBS["advance"]), order=ORDER)
     def advance(self, given: dict[str, Any], order: list[int]) -> None:
