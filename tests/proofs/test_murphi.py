@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from quiesce.proofs import explorer, moves, murphi, properties
+from quiesce.proofs.edits import edited
 from quiesce.proofs.explorer import ToolMissing
 from quiesce.proofs.expr import FALSE, TRUE, Expr, Free, In, Neg
 from quiesce.proofs.model import Assign, Builder
 from quiesce.proofs.promela import NO_WAY_ON, Search
+from quiesce.proofs.rules import RULES, Without
 from quiesce.proofs.world import World
 from tests.proofs.judges import ALWAYS, LAST_WINS, MOVES, NOBODY_READS_IT, SMALL, SWAP, toy
-from tests.proofs.mutants import RULES, Mutate, mutated, without
 from tests.statemachine.tools import require_tool
 
 
@@ -46,19 +47,15 @@ def test_rumur_and_our_explorer_agree_in_states_edges_and_ends(world: World, one
     assert theirs.violated == ends, "nothing is broken; a stopped engine has no way on, a link always has one"
 
 
-JUDGED = [
-    (SMALL, *next((machine, change, breaks) for rule, machine, change, breaks in RULES if rule.startswith("R15"))),
-    (SMALL, *next((machine, change, breaks) for rule, machine, change, breaks in RULES if rule.startswith("R25"))),
-    (World.link(1), "link", without("core == dead", "restart"), "S13_one_core"),
-    (World.link(1), "stream", without("not cancel", "ack"), "S13b_no_cancel_is_forgotten[0]"),
-]  # fmt: skip
+JUDGED = [rule for rule in RULES if rule.rule in ("R15b", "R25", "R35", "R36")]
 
 
 @pytest.mark.usefixtures("rumur")
-@pytest.mark.parametrize(("world", "machine", "change", "breaks"), JUDGED, ids=[f"{breaks}" for *_, breaks in JUDGED])
-def test_rumur_finds_the_same_promises_broken_without_a_rule(world: World, machine: str, change: Mutate, breaks: str) -> None:
-    ours, theirs = both(Builder(world, mutated(machine, change)), one_pass=world is SMALL, spoken_of=breaks[:2])
-    assert breaks in theirs.violated - {NO_WAY_ON} == set(ours.stories)
+@pytest.mark.parametrize("rule", JUDGED, ids=lambda rule: rule.rule)
+def test_rumur_finds_the_same_promises_broken_without_a_rule(rule: Without) -> None:
+    world = SMALL if rule.world.name == "engine" else rule.world
+    ours, theirs = both(Builder(world, edited(rule.edits)), one_pass=world is SMALL, spoken_of=rule.breaks[:2])
+    assert rule.breaks in theirs.violated - {NO_WAY_ON} == set(ours.stories)
     assert (theirs.num_states, theirs.num_edges) == (ours.num_states, ours.num_edges)
 
 

@@ -67,10 +67,8 @@ def rewritten(event: str, source: str, **change: object) -> Mutate:
 
 ENDED = "turn_request_ended"
 WITHOUT_A_RULE = [
-    ("R38: a turn is over when its request has ended, too", "session", without(ENDED, "turn_over"), "S18_nothing_between_turns[0]"),
     ("R38: a session is gone when its last request has ended", "session", without(ENDED, "closed"), "S18_nothing_between_turns[0]"),
     ("a turn begins with both its ends open", "session", rewritten("turn", "idle", sets=()), "S18_nothing_between_turns[0]"),
-    ("R36: an opening does not close before its outcome", "stream", rewritten("gone", "opening", target="closed"), "S6b_no_orphan[0]"),
 ]  # fmt: skip
 
 
