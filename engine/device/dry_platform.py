@@ -194,12 +194,12 @@ class LazyPlatform(DryPlatform):
         return _Point(self)
 
     def synchronize(self) -> None:
-        self.do_until(self.num_given)
+        self.catch_up(self.num_given)
 
     def settle(self) -> None:
         self.synchronize()
 
-    def do_until(self, number: int) -> None:
+    def catch_up(self, number: int) -> None:
         """Does work, in order, until so much of it is done."""
         with self._lock:
             while self.num_done < number:
@@ -215,4 +215,4 @@ class _Point:
         self._place = self._platform.num_given
 
     def synchronize(self) -> None:
-        self._platform.do_until(self._place)
+        self._platform.catch_up(self._place)

@@ -29,11 +29,11 @@ class _LoopPlatform(LazyPlatform):
     def entered(self) -> AbstractContextManager[object]:
         return nullcontext()  # the loop surrounds each piece of work by itself
 
-    def do_until(self, number: int) -> None:
+    def catch_up(self, number: int) -> None:
         import torch
 
         with torch.inference_mode():
-            super().do_until(number)
+            super().catch_up(number)
 
 
 def _platform() -> Platform:
