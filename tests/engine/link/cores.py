@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import tempfile
@@ -83,7 +84,7 @@ async def born(engine: AsyncEngine, after: int | None = None) -> int:
 
 
 async def until(happened: Callable[[], bool], engine: AsyncEngine) -> None:
-    """Waits for something that shows in the status or the trace: looks whenever an entry comes."""
+    """Waits for something that shows in the status or the trace: looks whenever an entry comes, and soon after, for the status follows."""
     news = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -94,7 +95,8 @@ async def until(happened: Callable[[], bool], engine: AsyncEngine) -> None:
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not happened():
-                await news.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), SOON_S / 100)
                 news.clear()
     finally:
         stop()
