@@ -47,6 +47,13 @@ def settled(server: Served) -> dict[str, Any]:
     return found
 
 
+def assert_holds(server: Served, expected: dict[str, int]) -> None:
+    """The process comes to hold this and no more."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while (found := server.held()) != expected:
+        assert time.monotonic() < deadline_s, (found, expected)
+
+
 async def running(server: Served, count: int) -> None:
     """Returns once so many sequences run."""
     while (await asked(server.url, "/lifecycle"))[1]["requests"].get("running", 0) < count:
@@ -88,9 +95,25 @@ def test_a_client_that_vanishes_leaves_nothing_behind(server: Served, name: str,
     assert accepted == aborted
     assert accepted in ((0, SEQUENCES.get(name, 1)) if moment in BEFORE else (SEQUENCES.get(name, 1),))
     assert after["accepted"] == sum(after["finished"].values())
-    deadline_s = time.monotonic() + PATIENCE_S
-    while (found := server.held()) != held:
-        assert time.monotonic() < deadline_s, (found, held)
+    assert_holds(server, held)
+
+
+def test_a_reader_of_events_that_vanishes_is_not_told_any_more(server: Served) -> None:
+    settled(server)
+    held = server.held()
+
+    async def scene() -> None:
+        readers = [Call(server.url, "/lifecycle/events") for _ in range(20)]
+        for reader in readers:
+            await reader.send()
+            assert await reader.begin() == 200
+            assert "status" in await anext(reader.events())
+        assert server.held()["generators"] == held["generators"] + len(readers)
+        for reader in readers:
+            reader.drop()
+
+    asyncio.run(scene())
+    assert_holds(server, held)
 
 
 def counted(server: Served, name: str) -> float:
