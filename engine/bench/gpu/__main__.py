@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = result.console()
     reason = _nothing_to_run_on(asked.dry)
     if reason:
-        console.print(reason, markup=False)
+        print(reason, file=sys.stderr if asked.block is not None else sys.stdout)  # of a block only figures are read
         return 2
     from quiesce.engine.bench.gpu import blocks
 

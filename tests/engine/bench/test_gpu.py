@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -124,6 +126,74 @@ def test_however_the_process_of_a_block_ends_its_figures_are_kept(ends: str, rea
     assert ran.failure.startswith(reason)
     assert [figure.skipped for figure in ran.figures[1:]] == ([reason] if reason else [])
     assert ("why" in ran.failure) == (ends.startswith("import sys"))
+
+
+def test_a_block_whose_gpu_has_gone_says_why_and_nothing_that_could_be_read_as_a_figure() -> None:
+    asked = json.dumps({"name": "ceilings", "limit_s": 1.0, "ceilings": ASSUMED})
+    command = [sys.executable, "-m", "quiesce.engine.bench.gpu", "--block", asked]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no CUDA device" in ran.stderr
+
+
+class FakeCuda:
+    """A clock that goes on by a second with each call of the work, and a graph that does it again."""
+
+    def __init__(self) -> None:
+        self.now_s, self.recorded = 0.0, list[int]()
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at_s = cuda.now_s
+
+            def synchronize(self) -> None:
+                """It has been reached."""
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.at_s - self.at_s) * 1e3
+
+        class CUDAGraph:
+            def replay(self) -> None:
+                cuda.now_s += len(cuda.recorded)
+
+        self.Event, self.CUDAGraph = Event, CUDAGraph
+
+    def work(self, number: int) -> None:
+        self.now_s += 1.0
+        self.recorded.append(number)
+
+    def Stream(self) -> str:
+        return "stream"
+
+    def stream(self, stream: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def graph(self, graph: object, stream: str) -> Iterator[None]:
+        before = self.now_s
+        self.recorded.clear()
+        yield
+        self.now_s = before  # what is captured is not done
+
+    def synchronize(self) -> None:
+        """Nothing is on its way."""
+
+
+@pytest.mark.parametrize("how", ["seconds", "captured_seconds"])
+def test_a_call_is_timed_by_the_devices_own_clock_after_a_warm_up(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    cuda = FakeCuda()
+    for name in ("Event", "CUDAGraph", "Stream", "stream", "graph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    found = getattr(Ground(False, 60.0), how)(cuda.work, calls=4, samples=3)
+    assert found == (1.0, 1.0, 1.0)
+    assert cuda.recorded[-4:] == [0, 1, 2, 3], "each call is told its number, so that it can take another set of numbers"
 
 
 def test_a_figure_crosses_the_process_boundary_whole() -> None:
