@@ -128,13 +128,16 @@ def test_however_the_process_of_a_block_ends_its_figures_are_kept(ends: str, rea
     assert ("why" in ran.failure) == (ends.startswith("import sys"))
 
 
-def test_a_block_whose_gpu_has_gone_says_why_and_nothing_that_could_be_read_as_a_figure() -> None:
-    asked = json.dumps({"name": "ceilings", "limit_s": 1.0, "ceilings": ASSUMED})
-    command = [sys.executable, "-m", "quiesce.engine.bench.gpu", "--block", asked]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert "no CUDA device" in ran.stderr
+def test_a_block_whose_gpu_has_gone_says_why_and_nothing_that_could_be_read_as_a_figure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--block", json.dumps({"name": "ceilings", "limit_s": 1.0, "ceilings": ASSUMED})]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no CUDA device" in said.err
 
 
 class FakeCuda:
