@@ -378,6 +378,7 @@ class AsyncEngine(ControlCalls):
         elif connection.is_up:
             with contextlib.suppress(errors.EngineDead):  # it ended while we asked: that is what was wanted
                 asked = self._front.control(lambda call: Control(call, OperationKind.shutdown, timeout_s=float(seconds)))
+                asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, though its caller has left
                 result = cast("Transition", await asyncio.shield(asked))
         if self._ended is not None:
             await asyncio.shield(self._ended)

@@ -96,6 +96,17 @@ def test_a_welcome_that_comes_when_the_link_is_given_up_is_nobodys(ledger_folder
     assert outcome.problem is None, outcome.problem
 
 
+def test_what_becomes_of_a_shutdown_whose_caller_has_left_is_heard(ledger_folder: Path) -> None:
+    """Found: the caller left, the core died, and the error of its call was nobody's."""
+    kill = Action("fail", {"what": "core", **dict(zip(("tag", "to", "after"), FAULTS[0], strict=True))})
+    actions = (
+        Action("settle"), Action("shutdown", {"timeout": 30.0, "name": "o0"}), Action("advance", {"turns": 1}),
+        Action("hang_up", {"call": "o0"}), kill,
+    )  # fmt: skip
+    outcome = run(ledger_folder, Schedule(actions, config={"max_restarts": 1}, device="boundary"))
+    assert outcome.problem is None, outcome.problem
+
+
 def _found(folder: Path) -> bool:
     return any(run(folder, *drawn_schedule(seed, "boundary")).problem is not None for seed in range(MUTANTS))
 
