@@ -220,7 +220,7 @@ def test_clients_that_vanish_and_aborts_at_random_leave_nothing_and_disturb_nobo
 
 
 def test_a_device_step_that_never_ends_fails_the_engine_and_shutdown_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quiesce.engine.device.cpu.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("quiesce.engine.device.worker.CLOSE_TIMEOUT_S", 0.05)
     stall = Stall(3)
 
     async def main() -> None:
