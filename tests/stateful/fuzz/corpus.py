@@ -141,6 +141,15 @@ LOSSES = tuple(
     for begin in ("", "settle; ") for first in ("core", "hang") for then in ("core", "hang") for turns in (1, 2, 3, 5)
 )  # fmt: skip
 """Through the boundary of a process: cores die and connections drop, twice, while it starts and after."""
+DEADLINES = tuple(
+    f"{BUSY}; stall what={what}; {call}; advance turns={turns}; pass_time seconds=1.0 settles=false; advance turns=2; go_on; settle; recover; settle"
+    for call in (
+        "pause mode=wait timeout=0.5", "pause ttl=0.5", f"{ALL_AWAY} timeout=0.5", "sleep level=0 mode=wait timeout=0.5",
+        "update_weights mode=wait timeout=0.5", "begin_weight_update lease=0.5", "shutdown timeout=0.5",
+    )
+    for what in ("step", "move") for turns in (1, 3, 5, 8, 13)
+)  # fmt: skip
+"""What has a deadline meets it at every point of its way, with a step or a copy that does not end."""
 PROGRAMS: Mapping[str, str] = {**RUNS, **RARE}
 
 CONFIGS: tuple[Mapping[str, Any], ...] = (
@@ -154,6 +163,8 @@ def corpus(device: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     for text in PROGRAMS.values():
         for config in CONFIGS:
             yield text, config, device
+    for text in DEADLINES:
+        yield text, CONFIGS[0], device
     for text in LOSSES:
         yield text, {"max_restarts": 2, "reorders": False}, "boundary"
 

@@ -185,12 +185,14 @@ class Oracles:
         if kind == "wake_up":
             named = ["weights", "kv_cache"] if asked.tags == "both" else [asked.tags]
         held: dict[str, bool] = {}
-        if kind in ("pause", "begin_weight_update", "sleep"):
+        if kind in ("pause", "begin_weight_update"):
             held = {"the device is idle": launched == 0, "every terminal is handed over": not world.by_state["draining"]}
-        if kind == "sleep":
-            held |= {f"{tag} is away": places[tag] == "away" for tag in named}
+        elif (
+            kind == "sleep"
+        ):  # whom an abort ends while the other tag's copy is on its way is answered, and drains until that has ended
+            held = {"the device is idle": launched == 0} | {f"{tag} is away": places[tag] == "away" for tag in named}
         elif kind == "wake_up":
-            held |= {f"{tag} is here": places[tag] == "here" for tag in named}
+            held = {f"{tag} is here": places[tag] == "here" for tag in named}
         elif operation.changed and (kind == "reset_prefix_cache" or operation.asked.clear_cache):
             held |= {"nothing is cached": core.pool.counts().cached == 0}
         elif kind in ("update_weights", "finish_weight_update"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quiesce.stateful.fuzz.alphabet import Action
+from quiesce.stateful.fuzz.corpus import parse
 from quiesce.stateful.fuzz.runs import run
 from quiesce.stateful.fuzz.schedule import Schedule
 
@@ -32,3 +33,12 @@ def test_a_shutdown_of_a_core_that_died_meanwhile_says_failed(ledger_folder: Pat
 def test_an_abort_of_several_hears_every_answer_when_the_core_dies(ledger_folder: Path) -> None:
     """The first error was told, and the others were exceptions that nobody retrieved."""
     assert problems(ledger_folder, connect("c0"), connect("c1"), Action("abort_all"), CORE_DIES) == []
+
+
+def test_a_sleep_is_answered_while_an_aborted_request_waits_for_the_copy_of_the_other_tag(ledger_folder: Path) -> None:
+    """An oracle was wrong: every terminal is handed over when the drain ends, not when the last copy does."""
+    program = (
+        'advance; connect; advance; sleep_tags tags={"weights":"offload"} mode=keep; '
+        'sleep_tags tags={"weights":"offload","kv_cache":"offload"}; shutdown timeout=30.0'
+    )
+    assert problems(ledger_folder, *parse(program)) == []
