@@ -15,7 +15,7 @@ from quiesce.spec.language import ELSEWHERE, Error
 from quiesce.statemachine.gate import Gate, Outcome, Transition
 from quiesce.statemachine.records import Record, World
 
-VERSION = 1
+VERSION = 2
 Cell = tuple[str, str, str]
 """Machine, state, event."""
 

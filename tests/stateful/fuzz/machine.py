@@ -92,7 +92,9 @@ class EngineMachine(RuleBasedStateMachine):
     ) -> Any:  # fmt: skip
         strategies: dict[str, Strategy] = {"pos": POS(seed), "random": RandomWalk(seed), "delay": DelayBounded(seed)}
         chosen = strategies.get(strategy) or Drawn(lambda num_options: next(iter(self._order), 0) % num_options)
-        self._production = Production(checkpoint(), Schedule((), (), config, **schedule), chosen, coverage=self.coverage)
+        self._production = Production(
+            checkpoint(), Schedule((), (), config, **schedule), chosen, coverage=self.coverage, follow=seed % 5 == 0
+        )
         self._perils = perils
         if loaded:
             self._act("settle", {})
