@@ -37,7 +37,8 @@ def run(asked: argparse.Namespace) -> int:
     return asyncio.run(_Serving(engine, settings).run())
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises OSError: the address cannot be taken."""
     found = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     # asyncio sends at once (TCP_NODELAY) only on sockets that say they are TCP: without, every small answer waits 40 ms for an ACK
     return socket.socket(found.family, found.type, socket.IPPROTO_TCP, found.detach())
@@ -57,10 +58,10 @@ class _Serving:
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.app = make_app(engine, settings)
-        sockets = [_listening(settings.host, settings.port)]
+        sockets = [listening(settings.host, settings.port)]
         self.servers = [self._server(self.app)]
         if settings.admin_port is not None:
-            sockets.append(_listening(settings.host, settings.admin_port))
+            sockets.append(listening(settings.host, settings.admin_port))
             self.servers.append(self._server(make_admin_app(self.app.state.host)))
         self.sockets = sockets
         self._ending: asyncio.Task[None] | None = None

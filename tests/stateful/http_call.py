@@ -24,6 +24,7 @@ class Call:
         )
         self.message = head.encode() + text
         self.status = 0
+        self._writer: asyncio.StreamWriter | None = None
         self.headers: dict[str, str] = {}
 
     async def send(self, part: float = 1.0) -> None:
@@ -69,13 +70,15 @@ class Call:
 
     async def end(self) -> None:
         """Closes the connection."""
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):  # the other end was first
-            await self._writer.wait_closed()
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):  # the other end was first
+                await self._writer.wait_closed()
 
     def drop(self) -> None:
         """Vanishes, whatever is still on its way."""
-        self._writer.transport.abort()
+        if self._writer is not None:
+            self._writer.transport.abort()
 
 
 async def asked(url: str, path: str, body: Any = None) -> tuple[int, Any]:
