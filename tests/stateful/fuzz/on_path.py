@@ -4,7 +4,8 @@ Membership is shown by the way there. What the gate did in the pass is followed 
 to happen where the model stands, and do there what the engine says it did), from the model's initial state; then the state of the
 engine's records (`proofs/refinement.py: abstract`) must be the one where the model is. So it is in the reachable set of the world with
 as many requests as were ever live at once, no request left out and none taken together. The exploring checkers show what holds in that
-set; here it is shown that the engine does not leave it.
+set; here it is shown that the engine does not leave it. What the front end keeps (streams, sessions, the link) and the queue of control
+calls are of other worlds, and are not looked at here.
 """
 
 from __future__ import annotations
