@@ -282,6 +282,25 @@ def test_short_requests_have_graphs_of_their_own(harness: type[Harness]) -> None
     runner.close()
 
 
+def test_padding_sees_nothing_samples_greedily_and_keeps_nothing_whatever_lay_there_before(harness: type[Harness]) -> None:
+    """Nothing it names may lead outside: on a GPU that ends the process."""
+    shape, chunks = (
+        Shape(8, 8, 0, 8, 16),
+        [harness.Chunk([7 + i], 3, [i, 9], row=i, temperature=1.0, key=2**64 - 1) for i in range(3)],
+    )
+    layout = input_layout(shape)
+    arrays = layout.arrays(torch.full((layout.num_bytes,), 0x7F, dtype=torch.uint8))
+    tokens = StepTokens(harness.step(*chunks), 32, 4)
+    tokens.rows(shape, 0, 3, arrays)
+    own = {"ids": [7, 8, 9], "positions": [3] * 3, "slots": [3, 7, 11], "rows": [0, 1, 2], "contexts": [4] * 3, "keys": [-1] * 3,
+           "sampled_at": [4] * 3, "temperature": [1] * 3, "top_k": [0] * 3, "top_p": [1] * 3, "min_p": [0] * 3, "keep": [0, 1, 2]}  # fmt: skip
+    padding = {"slots": 128, "keep": -1, "top_p": 1}
+    for name, values in own.items():
+        assert arrays[name].tolist() == values + [padding.get(name, 0)] * 5, name
+    assert arrays["ends"].tolist() == list(range(8))
+    assert arrays["tables"][:3, :2].tolist() == [[0, 9], [1, 9], [2, 9]]
+
+
 def test_arrays_lie_apart_and_fit_the_buffer_whatever_the_step(harness: type[Harness]) -> None:
     layout = input_layout(Shape(7, 3, 2, 4, 5))
     arrays = layout.arrays(torch.zeros(layout.num_bytes, dtype=torch.uint8))
