@@ -128,6 +128,22 @@ def test_every_kind_of_step_gives_what_the_cpu_device_gives(
     assert {kind for kind, count in cuda.counts.items() if count} - {"captured"} == kinds
 
 
+def test_a_step_of_many_passes_is_put_together_right(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness]
+) -> None:
+    """Batch-invariant, in passes of four rows that begin and end in the middle of prompts; one prompt is reported."""
+    cuda, cpu = pair(batch_invariant=True, max_num_seqs=4)
+    prompts = [[5, 9, 2, 44, 17, 8, 30, 11, 60], [7], [3, 3, 61, 40, 12]]
+    chunks = [harness.Chunk(prompts[i], 0, [4 * i, 4 * i + 1, 4 * i + 2], row=3 - i) for i in range(3)]
+    asked = Adjustment(2, np.array(prompts[2]), 5, repetition_penalty=1.5, num_logprobs=3, num_prompt_logprobs=1)
+    for number, adjustments in enumerate(([], [asked])):
+        step = harness.step(*chunks, number=number, adjustments=adjustments)
+        equal(cuda.run(step), cpu.run(step))
+        following = [harness.Chunk([FROM_DEVICE], len(prompts[i]), chunks[i].blocks, row=3 - i) for i in (2, 0, 1)]
+        step = harness.step(*following, number=10 + number)
+        equal(cuda.run(step), cpu.run(step))
+
+
 @pytest.mark.parametrize("info", [
     {"tie_word_embeddings": False, "attention_bias": True, "output_bias": True, "mlp_bias": True},
     {"qk_norm": False, "num_heads": 6, "num_kv_heads": 2},
