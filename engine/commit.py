@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quiesce.engine.answers import Tokens
 from quiesce.engine.batch_state import BatchState
 from quiesce.engine.cohort import ONE, Cohort
+from quiesce.engine.measures import Measures
 from quiesce.engine.messages import StepOutput, TokenLogprobs
 from quiesce.engine.prefix_cache import PrefixCache
 from quiesce.engine.request import Request
@@ -33,6 +35,8 @@ class Committed:
     """Requests for which this is the first token."""
     complete: bool
     """Every row of the step got its token: nobody is to be blamed."""
+    owed: bool = False
+    """They are written later (`BatchState.owe`)."""
 
 
 def commit_step(
@@ -46,7 +50,7 @@ def commit_step(
     """
     if plan.cohort is not None:
         if unchanged and _commit_cohort(batch, plan, plan.cohort, output):
-            return Committed(plan.rows, output.token_ids, {}, (), (), True)
+            return Committed(plan.rows, output.token_ids, {}, (), (), True, owed=True)
         plan.cohort.give_up(batch)
     rows, token_ids = plan.rows, output.token_ids
     complete = plan.steady and unchanged and bool((token_ids >= 0).all())
@@ -75,6 +79,27 @@ def commit_step(
         if request is not None and _ends(batch, request, int(token_ids[index]), bool(stopped[index])):
             ended.append(request)
     return Committed(rows, token_ids, logprobs, tuple(ended), first, complete)
+
+
+def tell_tokens(
+    batch: BatchState,
+    plan: StepPlan,
+    committed: Committed,
+    version: int | str,
+    now_s: float,
+    measures: Measures,
+    answer: Callable[[Tokens], None],
+) -> None:
+    """Counts what a step brought under this version of the weights, and queues it for the streams."""
+    measures.landed(batch, plan, committed, now_s)
+    rows, cohort = committed.rows, plan.cohort
+    if cohort is not None and rows is cohort.rows:
+        streams, children = cohort.streams, cohort.children
+    elif len(rows):
+        streams, children = batch.stream[rows], batch.child[rows]
+    else:
+        return
+    answer(Tokens(streams, children, committed.token_ids, version, committed.logprobs))
 
 
 def _first(batch: BatchState, rows: NDArray[np.int32]) -> tuple[Request, ...]:

@@ -17,11 +17,11 @@ from types import MappingProxyType
 import numpy as np
 
 from quiesce.engine import errors
-from quiesce.engine.answers import Answer, Answers, Ended, Nak, PromptLogprobs, Reply, Tokens
+from quiesce.engine.answers import Answer, Answers, Ended, Nak, PromptLogprobs, Reply
 from quiesce.engine.batch_state import BatchState
 from quiesce.engine.block_pool import BlockPool
 from quiesce.engine.checkpoint import ModelInfo
-from quiesce.engine.commit import cache_full_blocks, commit_step
+from quiesce.engine.commit import cache_full_blocks, commit_step, tell_tokens
 from quiesce.engine.config import EngineConfig
 from quiesce.engine.inbox import Abort, AwaitReady, Control, Detach, Event, Inbox, Submit
 from quiesce.engine.interpreter import Interpreter
@@ -179,16 +179,12 @@ class Core:
         self.lifecycle.land(step)
         unchanged = planned.version == self.batch.version
         committed = commit_step(self.batch, planned.plan, planned.keys, output, now_s, unchanged)
-        rows, version, cohort = committed.rows, self.world.weights.version, planned.plan.cohort
-        count = partial(self.measures.landed, self.batch, planned.plan, committed, now_s)
-        if cohort is not None and rows is cohort.rows:
-            self.batch.owe(count)
-            self.answer(Tokens(cohort.streams, cohort.children, committed.token_ids, version, committed.logprobs))
+        version = self.world.weights.version
+        tell = partial(tell_tokens, self.batch, planned.plan, committed, version, now_s, self.measures, self.answer)
+        if committed.owed:
+            self.batch.owe(tell)
         else:
-            count()
-            if len(rows):
-                streams, children = self.batch.stream[rows], self.batch.child[rows]
-                self.answer(Tokens(streams, children, committed.token_ids, version, committed.logprobs))
+            tell()
         for index, position, logprobs in output.prompt_logprobs:
             row = planned.plan.rows[index]
             if self.batch.live[row] and self.batch.key[row] == planned.keys[index] and self.batch.child[row] == 0:

@@ -22,7 +22,7 @@ NAN = float("nan")
 BLOCK_SIZE = 32
 HEADS = {"0.6B": (16, 8, 128), "8B": (32, 8, 128)}
 """Heads, KV heads and dimension of each shape."""
-ROUNDING = 4.0
+ROUNDING = 2.0
 """Units in the last place, of the value and of the largest beside it, that a result may be off: it is rounded twice at most."""
 
 
