@@ -16,7 +16,7 @@ from quiesce.engine.device.platform import Event
 from quiesce.engine.device.runner import Landed
 from quiesce.engine.messages import TokenLogprobs
 
-CONTEXTS = (2048, 8192)
+CONTEXTS = (4096,)
 """Tokens up to which there are graphs of their own beside those for the longest request, so that short ones launch few splits."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quiesce.engine.checkpoint import ModelInfo, compute_dtype
 from quiesce.engine.config import EngineConfig
+from quiesce.engine.device.batch import EXACT_ROWS
 from quiesce.engine.device.cuda_flight import CONTEXTS, Extra, Flight, Staging, graph_sizes
 from quiesce.engine.device.cuda_memory import ALIGNMENT, DriverError, VirtualArena
 from quiesce.engine.device.cuda_model import CudaModel
@@ -116,8 +117,8 @@ class CudaRunner:
         contexts = [longest] if config.batch_invariant else [*(c for c in CONTEXTS if c < longest), longest]
         self._widths = [rounded(-(-context // config.block_size)) for context in contexts]
         max_width = self._widths[-1]
-        self._sizes = [config.max_num_seqs] if config.batch_invariant else graph_sizes(config)
-        rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+        self._sizes = [max(config.max_num_seqs, EXACT_ROWS)] if config.batch_invariant else graph_sizes(config)
+        rows, tokens = self._sizes[-1], max(config.max_num_batched_tokens, self._sizes[-1])
         self.model = CudaModel(
             info,
             self._weights,
@@ -130,13 +131,15 @@ class CudaRunner:
             block_size=config.block_size,
         )
         self._sampler = Sampler(info.vocab_size)
-        self._next_token = torch.full((rows,), -1, dtype=torch.int64, device=device)
-        largest = [Shape(rows, rows, 0, rows, max_width), Shape(tokens, rows, rows, rows, max_width)]
+        self._next_token = torch.full((config.max_num_seqs,), -1, dtype=torch.int64, device=device)
+        largest = [Shape(rows, rows, 0, rows, max_width)]
+        if not config.batch_invariant:
+            largest.append(Shape(tokens, rows, rows, rows, max_width))
         self._input_bytes = max(input_layout(shape).num_bytes for shape in largest)
         self._result_bytes = max(result_layout(shape).num_bytes for shape in largest)
         self._inputs = torch.zeros(self._input_bytes, dtype=torch.uint8, device=device)
         self._results = torch.zeros(self._result_bytes, dtype=torch.uint8, device=device)
-        passes = -(-tokens // rows) if config.batch_invariant else 1
+        passes = -(-tokens // rows) if config.batch_invariant else 1  # of a step
         driver = self._platform.driver
         for _ in range(DEPTH):
             inputs = PinnedMemory(passes * self._input_bytes, driver)
@@ -146,8 +149,8 @@ class CudaRunner:
     def _warm_up(self, go_on: Callable[[], None]) -> None:
         """Computes a mixed pass of nothing: what is compiled on first use is compiled now, not in a request's first step."""
         rows, width = self._sizes[-1], self._widths[0]
-        chunks = min(2, self._config.max_num_seqs)
-        for shape in (Shape(rows, rows, 0, rows, width), Shape(chunks, 0, chunks, chunks, width)):
+        chunks = 0 if self._config.batch_invariant else min(2, self._config.max_num_seqs)
+        for shape in (Shape(rows, rows, 0, rows, width), Shape(chunks, 0, chunks, chunks, width))[: 2 if chunks else 1]:
             arrays = input_layout(shape).arrays(self._staging[0].inputs.bytes)
             pad(shape, arrays, self._reserved)
             arrays["tables"][...] = self.num_blocks

@@ -128,10 +128,30 @@ def test_every_kind_of_step_gives_what_the_cpu_device_gives(
     assert {kind for kind, count in cuda.counts.items() if count} - {"captured"} == kinds
 
 
+@names
+@pytest.mark.parametrize("wrong", [
+    {"banned_ids": np.arange(96)},
+    {"bias_ids": np.array([96]), "bias": np.ones(1, np.float32)},
+    {"history": np.array([5, 9, 700, 44]), "num_prompt_tokens": 4, "num_prompt_logprobs": 1},
+])  # fmt: skip
+def test_a_row_that_is_wrong_by_its_own_adjustment_is_a_fault_and_has_no_token_for_the_next_step(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], mode: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    cuda, cpu = pair(**mode)
+    good, bad = harness.Chunk([3, 8, 1], 0, [4, 5], row=2), harness.Chunk([5, 9, 2, 44], 0, [0, 1], row=1)
+    first = harness.step(good, bad, number=0, adjustments=[Adjustment(1, num_logprobs=2, **wrong)])
+    after = harness.step(*(harness.Chunk([FROM_DEVICE], len(c.tokens), c.blocks, row=c.row) for c in (bad, good)), number=1)
+    for step, faulty in ((first, 1), (after, 0)):
+        expected = cpu.run(step)
+        assert [index for index, _ in expected.faults] == [faulty]
+        equal(cuda.run(step), expected)
+
+
 def test_a_step_of_many_passes_is_put_together_right(
-    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness]
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batch-invariant, in passes of four rows that begin and end in the middle of prompts; one prompt is reported."""
+    monkeypatch.setattr("quiesce.engine.device.cuda_runner.EXACT_ROWS", 4)
     cuda, cpu = pair(batch_invariant=True, max_num_seqs=4)
     prompts = [[5, 9, 2, 44, 17, 8, 30, 11, 60], [7], [3, 3, 61, 40, 12]]
     chunks = [harness.Chunk(prompts[i], 0, [4 * i, 4 * i + 1, 4 * i + 2], row=3 - i) for i in range(3)]
@@ -291,10 +311,10 @@ def test_a_bucket_pads_to_the_next_size_and_the_largest_holds_every_decode_step(
 
 def test_short_requests_have_graphs_of_their_own(harness: type[Harness]) -> None:
     """So that they do not launch the splits of the longest."""
-    runner = cuda_runner(harness.config(max_num_seqs=2), harness.info(max_position_embeddings=4096), 8)
+    runner = cuda_runner(harness.config(max_num_seqs=2), harness.info(max_position_embeddings=6000), 8)
     step = harness.step(harness.Chunk([5], 0, [0]))
-    assert runner._shape(StepTokens(step, 8, 4))[0].width == 2048 // 4
-    assert sorted({shape.width for shape in runner._graphs}) == [512, 1024]
+    assert runner._shape(StepTokens(step, 8, 4))[0].width == 4096 // 4
+    assert sorted({shape.width for shape in runner._graphs}) == [1024, 1504], "rounded up"
     runner.close()
 
 
