@@ -303,6 +303,9 @@ class FrontEnd:
                 case PromptLogprobs():
                     stream.prompt_logprobs[answer.position] = answer.logprobs
                 case Terminal():
+                    stream.retryable |= answer.finish_reason == FinishReason.error and self.connection.will_replace(
+                        batch.status.engine
+                    )
                     if stream.end_child(answer):
                         self.terminal(stream)
         for stream in touched.values():

@@ -112,9 +112,13 @@ class Connection:
         self._fire(self._owner.gate.fire(self.record, LinkEvent.connect))
         self._tell()
 
+    def will_replace(self, engine_state: str) -> bool:
+        """Whether a core in this state is taken for lost and another started: one that ran and has failed, where restarts are left."""
+        return bool(engine_state == EngineState.failed) and self._has_run and self.restarts_left > 0
+
     def look(self, engine_state: str) -> None:
-        """Notices that an engine that ran has failed: where another may be started its core is taken for lost."""
-        if engine_state == EngineState.failed and self._has_run and self.restarts_left:
+        """Notices how the engine is, after its answers are delivered."""
+        if self.will_replace(engine_state):
             self.lose(RuntimeError("the engine failed"))
         self._has_run |= engine_state == EngineState.running
 

@@ -83,6 +83,7 @@ class ProcessLink:
         self._measured = self._status.measured
         self._feeders: set[Feeder] = set()
         self._orders: queue.SimpleQueue[tuple[str, int | None]] = queue.SimpleQueue()
+        self._lock, self._has_ended = threading.Lock(), False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
         self._deliver: Callable[[Answers], None]
@@ -162,8 +163,10 @@ class ProcessLink:
         self._order("leave", None)
 
     def _order(self, word: str, epoch: int | None) -> None:
-        self._orders.put((word, epoch))
-        os.eventfd_write(self._wake, 1)
+        with self._lock:  # the thread may end with this order, and closes what wakes it
+            self._orders.put((word, epoch))
+            if not self._has_ended:
+                os.eventfd_write(self._wake, 1)
 
     def _welcomed(self, epoch: int, number: int, push: zmq.Socket[bytes]) -> None:
         if (
@@ -203,7 +206,9 @@ class ProcessLink:
         except RuntimeError:
             logger.debug("the front end's loop is closed; nobody listens")
         finally:
-            os.close(self._wake)
+            with self._lock:
+                self._has_ended = True
+                os.close(self._wake)
 
     def _look_after(self, epoch: int) -> int | None:
         """One core, from its start until it is gone. The epoch of the next, if there is to be one."""
@@ -283,6 +288,7 @@ class ProcessLink:
             if now_s >= beat_s:
                 beat_s = now_s + lease_s / BEATS
                 core.dealer.send(codec.encode(core.epoch, number, Beat()))
+                self._call_in_loop(_nothing)  # raises where the loop is closed: then there is nobody to have a core for
 
     def _misfit(self, welcome: Welcome) -> Loss | None:
         """Another front end's core may serve another model."""
@@ -291,6 +297,10 @@ class ProcessLink:
             return None
         reason = f"the core serves {welcome.model!r} with a context of {welcome.max_model_len}, not {mine[0]!r} with one of {mine[1]}"
         return Loss(errors.InvalidRequest("connect", reason), is_final=True)
+
+
+def _nothing() -> None:
+    pass
 
 
 def letters_in(socket: zmq.Socket[bytes], last: bool) -> Iterator[Envelope]:

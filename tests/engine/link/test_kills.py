@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from quiesce.engine import errors
 from quiesce.engine.api import AsyncEngine
 from quiesce.engine.outputs import RequestOutput
@@ -179,6 +181,7 @@ async def kill_while_connecting(engine: AsyncEngine, old: int) -> None:
     os.kill(await born(engine, old), signal.SIGKILL)
 
 
+@pytest.mark.timeout(60 * NUM_KILLS)
 def test_everybody_is_answered_wherever_the_core_is_killed_and_a_new_core_serves() -> None:
     rng = random.Random(SEED)
     points = [*rng.sample(POINTS, len(POINTS)), *rng.choices(POINTS, k=max(NUM_KILLS - len(POINTS), 0))][:NUM_KILLS]

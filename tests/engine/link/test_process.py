@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 import time
@@ -155,6 +156,29 @@ def test_a_core_that_hangs_is_killed_and_everybody_is_answered() -> None:
             os.kill(pid, 0)
 
     live(body, heartbeat_timeout_s=1.0)
+
+
+def test_an_engine_that_fails_is_replaced_where_that_is_asked_for() -> None:
+    async def body(engine: AsyncEngine) -> None:
+        output = await last(engine.generate(PROMPT, asks(1500)))  # its first step is already too slow
+        assert (output.finish_reason, output.retryable) == ("error", True)
+        await engine.start()
+        assert engine.status().engine == "running"
+        output = await last(engine.generate(PROMPT, asks(1500)))
+        assert (output.finish_reason, output.retryable) == ("error", False)
+        assert engine.status().engine == "failed"
+
+    live(body, step_timeout_s=1e-7, max_restarts=1)
+
+
+def test_a_loop_that_is_closed_without_a_shutdown_leaves_no_core() -> None:
+    engine = AsyncEngine(config(heartbeat_timeout_s=0.5))
+    asyncio.run(engine.start())
+    core = os.pidfd_open(core_of(engine))
+    try:
+        assert select.select([core], [], [], PATIENCE_S)[0]
+    finally:
+        os.close(core)
 
 
 def test_a_core_that_dies_while_it_is_started_is_an_outcome_of_the_start() -> None:
