@@ -5,6 +5,7 @@ Of the weights there is such a copy from the start, so that they leave without b
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quiesce.engine.device.cuda_memory import CHUNK_BYTES, Driver, DriverError, VirtualArena
-from quiesce.engine.device.memory import Arena
+from quiesce.engine.device.memory import Arena, aligned
 from quiesce.engine.device.spill import Span
 
 
@@ -26,7 +27,7 @@ class PinnedMemory:
     __slots__ = ("_arena", "_driver", "bytes")
 
     def __init__(self, num_bytes: int, driver: Driver) -> None:
-        self._driver, self._arena = driver, Arena(num_bytes)
+        self._driver, self._arena = driver, Arena(aligned(num_bytes, mmap.PAGESIZE))  # whole pages are locked
         self.bytes: Tensor = self._arena.view(0, (num_bytes,), torch.uint8)
         self._arena.prefer_large_pages()
         try:

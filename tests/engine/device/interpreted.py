@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.engine.device.test_cuda_runner import spread, story
 def tokens_of(runner: Any) -> list[list[int]]:
     """Of every step of a story, and its faults."""
     found = []
-    for step in story(Harness, np.random.default_rng(3)):
+    for step in islice(story(Harness, np.random.default_rng(3)), 7):  # each kind once: interpreting is slow
         landed = runner.run(step)
         found.append([*landed.token_ids.tolist(), *(index for index, _ in landed.faults)])
     return found

@@ -152,6 +152,9 @@ def test_refused_at_any_call_memory_is_wholly_here_or_wholly_away_and_keeps_its_
                 except DriverError:
                     assert where.mapped
                     assert torch.equal(held.bytes.view(torch.int32), content), number
+                    content += 1  # work goes on, and what was copied for nothing is not what is kept next time
+                    held.bytes.view(torch.int32).copy_(content)
+                    where.refresh([(0, held.num_bytes)] if keeps_copy else [])
             if where.mapped:
                 where.release([(0, held.num_bytes)], go_on)
             assert held.resident_bytes() == sum(driver.handles.values())
