@@ -61,7 +61,7 @@ BLOCKS: Final = (
     Block("large", 110, ENGINE, "serving:large"),
     Block("memory", 60, ENGINE, "memory:measure"),
     Block("gating", 40, ENGINE, "gating:measure"),
-    Block("fuzz", 60, (*ENGINE, "hypothesis"), "hunting:measure"),
+    Block("fuzz", 80, (*ENGINE, "hypothesis"), "hunting:measure"),
 )  # fmt: skip
 BY_NAME: Final = {block.name: block for block in BLOCKS}
 
