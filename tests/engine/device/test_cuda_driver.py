@@ -5,6 +5,7 @@ Without a GPU this is what can be known: names, order and meaning of arguments, 
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_the_driver_is_called_as_cuda_documents_it(tmp_path: Path) -> None:
         "cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY",
         str(8 << 20),
     ]
+
+
+def test_torch_takes_what_the_platform_gives_it() -> None:
+    """Names and arguments of what cannot be called without a GPU."""
+    inspect.signature(torch.cuda.graph).bind(object(), pool=object(), stream=object(), capture_error_mode="thread_local")
+    for name in ("graph_pool_handle", "empty_cache", "CUDAGraph", "Event"):
+        assert callable(getattr(torch.cuda, name))
+    for call in (torch.cuda.synchronize, torch.cuda.stream, torch.cuda.device, torch.cuda.get_device_properties):
+        inspect.signature(call).bind(object())
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+        assert getattr(torch.backends.cuda.matmul, name) in (True, False)
 
 
 def test_what_cuda_lacks_here_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
