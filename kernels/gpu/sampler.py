@@ -30,9 +30,9 @@ SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 
 @jit
 def _ordered(x, SHIFT: tl.constexpr):
-    """float32 to int64, ordered as the numbers are."""
+    """float32 to int32, ordered as the numbers are."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT).to(tl.int64)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
 
 
 @jit
@@ -58,23 +58,29 @@ def _uniform(key, position):
 
 
 @jit
-def _above(row, first, second, third, top, temperature, min_p, threshold, VOCAB: tl.constexpr, SHIFT: tl.constexpr, SEARCHED: tl.constexpr):  # fmt: skip
-    """Numbers and masses of the kept tokens at or above each of three pivots."""
+def _above(
+    row, first, second, third, top, temperature, min_p, threshold,
+    BY_MASS: tl.constexpr, VOCAB: tl.constexpr, SHIFT: tl.constexpr, SEARCHED: tl.constexpr,
+):  # fmt: skip
+    """Numbers of tokens at or above each of three pivots, and masses of those that are kept (or the numbers once more)."""
     n1 = tl.zeros([SEARCHED], tl.float32)
-    n2, n3 = n1, n1
-    m1, m2, m3 = n1, n1, n1
+    n2, n3, m1, m2, m3 = n1, n1, n1, n1, n1
     for begin in range(0, VOCAB, SEARCHED):
         column = begin + tl.arange(0, SEARCHED)
-        x = tl.load(row + column, mask=column < VOCAB, other=float("-inf")).to(tl.float32)
-        order = _ordered(x, SHIFT)
-        weights = _kept(x, top, temperature, min_p, threshold, SHIFT)
         inside = column < VOCAB
-        n1 += tl.where(inside & (order >= first), 1.0, 0.0)
-        n2 += tl.where(inside & (order >= second), 1.0, 0.0)
-        n3 += tl.where(inside & (order >= third), 1.0, 0.0)
-        m1 += tl.where(order >= first, weights, 0.0)
-        m2 += tl.where(order >= second, weights, 0.0)
-        m3 += tl.where(order >= third, weights, 0.0)
+        x = tl.load(row + column, mask=inside, other=float("-inf")).to(tl.float32)
+        order = _ordered(x, SHIFT)
+        above1, above2, above3 = inside & (order >= first), inside & (order >= second), inside & (order >= third)
+        n1 += above1.to(tl.float32)
+        n2 += above2.to(tl.float32)
+        n3 += above3.to(tl.float32)
+        if BY_MASS:
+            weights = _kept(x, top, temperature, min_p, threshold, SHIFT)
+            m1 += tl.where(above1, weights, 0.0)
+            m2 += tl.where(above2, weights, 0.0)
+            m3 += tl.where(above3, weights, 0.0)
+    if not BY_MASS:
+        m1, m2, m3 = n1, n2, n3
     return (tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0),
             tl.sum(m1.to(tl.float64), 0), tl.sum(m2.to(tl.float64), 0), tl.sum(m3.to(tl.float64), 0))  # fmt: skip
 
@@ -84,7 +90,8 @@ def _search(
     row, low, high, target, top, temperature, min_p, threshold,
     BY_MASS: tl.constexpr, VOCAB: tl.constexpr, SHIFT: tl.constexpr, SEARCHED: tl.constexpr,
 ):  # fmt: skip
-    """The highest order in [low, high) at or above which there are `target` tokens, or the mass `target`.
+    """The highest order in [low, high) at or above which there are `target` tokens, or the mass `target`. Bounds are int64, as their
+    distance is; orders are int32.
 
     Ends early when one token is left between the bounds: whichever order between them is returned, the same tokens are kept.
     """
@@ -94,20 +101,17 @@ def _search(
     while (high - low > 1) & (between > 1.0):
         step = tl.maximum((high - low) // 4, 1)
         first, second, third = low + step, low + 2 * step, low + 3 * step
-        n1, n2, n3, m1, m2, m3 = _above(row, first, second, third, top, temperature, min_p, threshold, VOCAB, SHIFT, SEARCHED)
-        if BY_MASS:
-            enough1, enough2, enough3 = m1 >= target, m2 >= target, m3 >= target
-        else:
-            enough1, enough2, enough3 = n1 >= target, n2 >= target, n3 >= target
-        enough1 = enough1 & (first < high)
-        enough2 = enough2 & (second < high)
-        enough3 = enough3 & (third < high)
+        n1, n2, n3, m1, m2, m3 = _above(row, first.to(tl.int32), second.to(tl.int32), third.to(tl.int32), top, temperature, min_p,
+                                        threshold, BY_MASS, VOCAB, SHIFT, SEARCHED)  # fmt: skip
+        enough1 = (m1 >= target) & (first < high)
+        enough2 = (m2 >= target) & (second < high)
+        enough3 = (m3 >= target) & (third < high)
         beyond = tl.where(enough3, beyond, tl.where(enough2, n3, tl.where(enough1, n2, n1)))
         below = tl.where(enough3, n3, tl.where(enough2, n2, tl.where(enough1, n1, below)))
         high = tl.where(enough3, high, tl.minimum(high, tl.where(enough2, third, tl.where(enough1, second, first))))
         low = tl.where(enough3, third, tl.where(enough2, second, tl.where(enough1, first, low)))
         between = below - beyond
-    return low
+    return low.to(tl.int32)
 
 
 @jit
@@ -154,16 +158,16 @@ def threshold_kernel(
     p = tl.load(top_p + row)
     threshold = _ordered(tl.full([], float("-inf"), tl.float32), SHIFT)
     if FILTERED:
-        high = _ordered(top, SHIFT) + 1
+        high = _ordered(top, SHIFT).to(tl.int64) + 1
         sampled = (heat > 0.0) & (wrong == 0)
         if sampled & (k > 0) & (k < VOCAB):
-            threshold = _search(logits + row * VOCAB, threshold, high, k.to(tl.float32), top, heat, 0.0, threshold,
+            threshold = _search(logits + row * VOCAB, threshold.to(tl.int64), high, k.to(tl.float64), top, heat, 0.0, threshold,
                                 False, VOCAB, SHIFT, SEARCHED)  # fmt: skip
         if sampled & (p < 1.0):
             least = tl.load(min_p + row)
             _, _, _, total, _, _ = _above(logits + row * VOCAB, threshold, threshold, threshold, top, heat, least, threshold,
-                                          VOCAB, SHIFT, SEARCHED)  # fmt: skip
-            threshold = _search(logits + row * VOCAB, threshold, high, total * p, top, heat, least, threshold,
+                                          True, VOCAB, SHIFT, SEARCHED)  # fmt: skip
+            threshold = _search(logits + row * VOCAB, threshold.to(tl.int64), high, total * p, top, heat, least, threshold,
                                 True, VOCAB, SHIFT, SEARCHED)  # fmt: skip
     tl.store(mine + 4 * PARTS, top.to(tl.float64))
     tl.store(mine + 4 * PARTS + 1, threshold.to(tl.float64))
@@ -184,7 +188,7 @@ def weigh_kernel(
     column = part * PART + tl.arange(0, PART)
     x = tl.load(logits + row * VOCAB + column, mask=column < VOCAB, other=float("-inf")).to(tl.float32)
     top = tl.load(mine + 4 * PARTS).to(tl.float32)
-    threshold = tl.load(mine + 4 * PARTS + 1).to(tl.int64)
+    threshold = tl.load(mine + 4 * PARTS + 1).to(tl.int32)
     weights = _kept(x, top, heat, tl.load(min_p + row), threshold, SHIFT)
     tl.store(mine + 3 * PARTS + part, tl.sum(weights.to(tl.float64), 0))
 
@@ -222,7 +226,7 @@ def draw_kernel(
     token = chosen * PART + column
     x = tl.load(logits + row * VOCAB + token, mask=token < VOCAB, other=float("-inf")).to(tl.float32)
     top = tl.load(mine + 4 * PARTS).to(tl.float32)
-    threshold = tl.load(mine + 4 * PARTS + 1).to(tl.int64)
+    threshold = tl.load(mine + 4 * PARTS + 1).to(tl.int32)
     weights = _kept(x, top, heat, tl.load(min_p + row), threshold, SHIFT)
     found, _, _ = _fall(weights.to(tl.float64), column, target - before, PART)
     tl.store(out + row, (chosen * PART + found).to(tl.int64))

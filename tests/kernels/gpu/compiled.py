@@ -47,9 +47,15 @@ def arithmetic_of_loops(ptx: str) -> list[dict[str, int]]:
     return [dict(sorted(count.items())) for count in found if any("mma_async" in name or "mma.sync" in name for name in count)]
 
 
+def widest_access(ptx: str, kind: str) -> int:
+    """Bytes that one instruction `ld` or `st` moves at most between a thread and device memory."""
+    found = re.findall(rf"\b{kind}\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfsu](\d+) ", ptx)
+    return max((int(count or 1) * int(bits) // 8 for count, bits in found), default=0)
+
+
 def measured(spec: Specialisation) -> dict[str, Any]:
     """Registers to a thread, spilled bytes, stack and shared bytes to a program, and what is in the PTX: matrix instructions, how
-    many asynchronous copies may be under way when one is waited for, and the arithmetic of the loops."""
+    many asynchronous copies may be under way when one is waited for, the arithmetic of the loops, and how wide memory is read and written."""
     began = time.perf_counter()
     result = compiled(spec)
     ptx = result.asm["ptx"]
@@ -72,6 +78,7 @@ def measured(spec: Specialisation) -> dict[str, Any]:
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))),
         "waits": [int(left) for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)],
         "loops": arithmetic_of_loops(ptx),
+        "widest": [widest_access(ptx, "ld"), widest_access(ptx, "st")],
         "seconds": round(time.perf_counter() - began, 2),
     }
 

@@ -62,7 +62,7 @@ MUTANTS = (
            "return max(1, tokens // block_q)"),
     Mutant("noise forgets the position", "sampler", "sample", "(position + 1) * 0x9E3779B97F4A7C15", "position * 0x9E3779B97F4A7C15"),
     Mutant("noise has fewer bits", "sampler", "sample", "(mixed >> 11)", "(mixed >> 12)"),
-    Mutant("top-k keeps one too few", "sampler", "sample", "k.to(tl.float32), top, heat", "k.to(tl.float32) - 1.0, top, heat"),
+    Mutant("top-k keeps one too few", "sampler", "sample", "k.to(tl.float64), top, heat", "k.to(tl.float64) - 1.0, top, heat"),
     Mutant("top-p is no share of what is kept", "sampler", "sample", "total * p, top, heat, least", "p, top, heat, least"),
     Mutant("the search stops with two tokens left", "sampler", "sample", "(between > 1.0)", "(between > 2.0)"),
     Mutant("min-p is forgotten in the masses", "sampler", "sample", "_kept(x, top, heat, tl.load(min_p + row), threshold, SHIFT)\n    tl.store",

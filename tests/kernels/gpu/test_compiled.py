@@ -58,6 +58,16 @@ def test_attention_multiplies_on_the_matrix_units_with_a_tile_in_flight(made: di
         assert max(made["waits"]) >= 2, "keys and values of the next tile are being copied while this one is used"
 
 
+STREAMING = ("add_rms_norm", "silu_mul", "decode_split", "prefill", "scan", "weigh")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in every() if spec.name.startswith(STREAMING)], ids=lambda spec: spec.name)
+def test_what_streams_through_memory_is_read_16_bytes_at_a_time(made: dict[str, Any], spec: Specialisation) -> None:
+    read, written = made["widest"]
+    assert read == 16
+    assert written == (8 if spec.name.startswith(("scan", "weigh")) else 16), "which write one number to a program"
+
+
 @pytest.mark.parametrize("spec", [spec for spec in every() if spec.name.startswith("prefill")], ids=lambda spec: spec.name)
 def test_a_tile_is_computed_alike_masked_or_not(made: dict[str, Any], spec: Specialisation) -> None:
     """Else a fused multiply-add in one loop alone would make bits depend on where a prompt is cut."""
