@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
 from pathlib import Path
@@ -64,6 +65,8 @@ class AsyncEngine(ControlCalls):
         self.model = open_model(self.config)
         self._loop: asyncio.AbstractEventLoop | None = None
         if self.config.backend == "process":
+            if sys.platform != "linux":
+                raise InvalidRequest("backend", "a core in a process of its own needs Linux; must be thread here")
             if make_device is not DEFAULT_DEVICE or make_link is not ThreadLink:
                 raise InvalidRequest("backend", "a core in a process of its own makes its own device; bring one to a thread")
             self._front = self._in_a_process()

@@ -331,16 +331,35 @@ _to_core, _to_front = _decoder(ToCore), _decoder(ToFront)
 def encode(epoch: int, front: int, letter: ToCore | ToFront) -> bytes:
     """A letter in its envelope.
 
+    A string that is no text (a lone surrogate) is refused on its way to a core; what a core says of it arrives escaped.
+
     Raises:
-        InvalidRequest: it holds a string that is no text (a lone surrogate).
+        InvalidRequest: it holds such a string.
         WireError: it holds something that does not travel.
     """
     try:
-        return _encoder.encode((epoch, front, _LETTERS[type(letter)].pack(letter)))  # type: ignore[misc]  # every letter is a record
+        packed = (epoch, front, _LETTERS[type(letter)].pack(letter))  # type: ignore[misc]  # every letter is a record
+        try:
+            return _encoder.encode(packed)
+        except UnicodeEncodeError:
+            if not isinstance(letter, get_args(ToFront)):
+                raise
+            return _encoder.encode(_escaped(packed))
     except UnicodeEncodeError as error:
         raise errors.InvalidRequest("text", f"{errors.shown(error.object)} cannot be written as UTF-8") from None
     except (TypeError, KeyError, OverflowError, AttributeError) as error:
         raise WireError(f"{type(letter).__name__}: {error}") from error
+
+
+def _escaped(packed: Any) -> Any:
+    """The same with every string as text."""
+    if isinstance(packed, str):
+        return packed.encode("utf-8", "backslashreplace").decode()
+    if isinstance(packed, (list, tuple)):
+        return [_escaped(one) for one in packed]
+    if isinstance(packed, dict):
+        return {_escaped(key): _escaped(value) for key, value in packed.items()}
+    return packed
 
 
 def for_core(data: bytes) -> Envelope:

@@ -148,6 +148,24 @@ def test_a_string_that_is_no_text_is_refused_by_name() -> None:
         codec.encode(1, 1, Post(submit))
 
 
+def test_what_a_core_says_of_such_a_string_arrives_escaped() -> None:
+    error = OSError(2, "none", "model-\udcff")
+    news = News(
+        STATUS,
+        None,
+        [Nak(1, error), Terminal(1, 0, "error", None, 0, 0, RequestMetrics(0.0), "\ud800?")],
+        [{"t": 0.5, "id": "\udcff"}],
+    )
+    letter = codec.for_front(codec.encode(1, 1, news)).letter
+    assert isinstance(letter, News)
+    nak, terminal = letter.answers
+    assert isinstance(nak, Nak)
+    assert "none" in str(nak.error)
+    assert isinstance(terminal, Terminal)
+    assert terminal.error == "\\ud800?"
+    assert letter.entries[0]["id"] == "\\udcff"
+
+
 @pytest.mark.parametrize("value", [object(), 3.5, {"a": 1}, AbortResult((), ()), b"bytes"])
 def test_a_value_that_no_call_answers_is_not_read(value: object) -> None:
     with pytest.raises(WireError):
