@@ -58,10 +58,12 @@ class CudaPlatform:
     """`platform.Platform` on the first visible GPU. To be made in the thread that will work with it.
 
     Raises:
+        InvalidRequest: something is missing.
         DriverError: the driver does not answer.
     """
 
     def __init__(self, batch_invariant: bool) -> None:
+        require_cuda(batch_invariant)
         from quiesce.engine.device.cuda_driver import CudaDriver
 
         self.device = torch.device("cuda", 0)
