@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quiesce.stateful.fuzz.through_http import hunt
 
-SEEDS = range(13, 19)
+SEEDS = range(13, 17)
 
 
 def test_programs_over_http_are_answered_truly_and_leave_nothing() -> None:
@@ -12,4 +12,4 @@ def test_programs_over_http_are_answered_truly_and_leave_nothing() -> None:
 
 
 def test_programs_whose_core_is_killed_are_answered_truly_by_the_next() -> None:
-    assert hunt(SEEDS[:2], kills=True) == {}
+    assert hunt(SEEDS[:1], kills=True) == {}
