@@ -152,19 +152,20 @@ class Lifecycle:
     def sweep(self) -> bool:
         if self.world.engine.state not in GATED:
             return False
-        return self._fire_each(self._to_look_at(), RequestEvent.sweep)
+        return self._fire_each(self._to_look_at(self._circumstances()), RequestEvent.sweep)
 
     def retract(self) -> bool:
         """Follows `sweep` in the pass, and ends what it began: everybody has been looked at under these circumstances."""
         if self.world.engine.state not in GATED:
             return False
-        running = [request for request in self._to_look_at() if request.state == RequestState.running]
-        self._seen, self._fresh = self._circumstances(), []
+        now = self._circumstances()
+        running = [request for request in self._to_look_at(now) if request.state == RequestState.running]
+        self._seen, self._fresh = now, []
         return self._fire_each(running, RequestEvent.retract)
 
-    def _to_look_at(self) -> list[RequestRecord]:
+    def _to_look_at(self, now: tuple[object, ...]) -> list[RequestRecord]:
         """Whom a closed gate may concern anew: everybody when what it depends on has changed, else only who has come since."""
-        if self._seen != self._circumstances():
+        if self._seen != now:
             return self._in(*WAITING, *HOLDING)
         return [request for request in self._fresh if request.state in WAITING or request.state in HOLDING]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quiesce.engine import errors
-from quiesce.stateful.choices import Replay, Strategy
+from quiesce.stateful.choices import Choices, Replay, Strategy
 from quiesce.stateful.fuzz.alphabet import MOVING, Action
 from quiesce.stateful.fuzz.chronicle import Chronicle
 from quiesce.stateful.fuzz.coverage import Coverage
@@ -34,9 +34,14 @@ class Outcome:
     chronicle: Chronicle
     deviations: tuple[str, ...]
     """Choices that were not first in, first out, in words."""
-    trace_hash: str
+    choices: Choices
     state: str
     """Of the engine, at the end."""
+
+    @property
+    def trace_hash(self) -> str:
+        """Equal for runs that went the same way."""
+        return self.choices.trace_hash()
 
     @property
     def problem(self) -> Problem | None:
@@ -179,7 +184,7 @@ class Production:
             self.coverage.num_actions += len(self.played)
         played = replace(self.schedule, actions=tuple(self.played), choices=_trimmed(choices.indices))
         first = Outcome(
-            played, tuple(self.oracles.problems), self.chronicle, tuple(self.loop.story), choices.trace_hash(),
+            played, tuple(self.oracles.problems), self.chronicle, tuple(self.loop.story), choices,
             self.rig.engine.status().engine,
         )  # fmt: skip
         if first.problem is None:
