@@ -57,7 +57,11 @@ def fuzz(profile: str, hours: float | None, first: int, out: Path, device: str =
             report = hunt.for_seconds(DEEP_S if profile == "deep" else 3600 * (hours or 1.0), first)
     print(told(report))
     print(f"coverage: {report.coverage.save(out / 'coverage.json')}")
-    return 1 if report.findings or report.left else 0
+    status = 1 if report.findings or report.left else 0
+    if device == "ledger" and profile == "quick":
+        print("through the boundary of a core process:")
+        return max(status, fuzz(profile, hours, first, out / "boundary", "boundary"))
+    return status
 
 
 def has_gpu() -> bool:
