@@ -101,11 +101,22 @@ def test_the_next_step_is_launched_while_the_one_before_is_on_the_device(
     assert [stage.next().step, stage.next().step] == [1, 2]
 
 
-def test_other_work_waits_for_the_steps_on_the_device(late: tuple[Stage, LatePlatform], harness: type[Harness]) -> None:
+def test_other_work_waits_for_the_steps_on_the_device(
+    late: tuple[Stage, LatePlatform], harness: type[Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage, platform = late
+    waiter, waits = stage.device._waiter, threading.Event()
+    assert waiter is not None
+    drain = waiter.drain
+
+    def drained() -> None:
+        waits.set()
+        drain()
+
+    monkeypatch.setattr(waiter, "drain", drained)
     stage.launch(steps_of(harness, 1)[0])
     stage.device.unmap(unmap_effect("kv_cache"), "kv_cache", "discard", [])
-    assert stage.device._residences
+    assert waits.wait(60)
     assert stage.device.poll() == []
     platform.gate.release()
     assert isinstance(stage.next(), StepOutput)

@@ -34,9 +34,12 @@ def cuda_runner(config: EngineConfig, info: Any, num_blocks: int = 32, platform:
 
 
 def spread(runner: Any) -> None:
-    """Makes dummy weights large, so that tokens depend on everything."""
+    """Makes dummy weights large and norms unlike each other, so that tokens depend on everything."""
+    generator = torch.Generator().manual_seed(1)
     for name, view in runner.weights.destinations.items():
-        if not name.endswith("norm.weight"):
+        if name.endswith("norm.weight"):
+            view.copy_(torch.rand(view.shape[-1], generator=generator) + 0.5)
+        else:
             view.mul_(6.0)
 
 
@@ -309,13 +312,16 @@ def test_a_bucket_pads_to_the_next_size_and_the_largest_holds_every_decode_step(
     runner.close()
 
 
-def test_short_requests_have_graphs_of_their_own(harness: type[Harness]) -> None:
-    """So that they do not launch the splits of the longest."""
-    runner = cuda_runner(harness.config(max_num_seqs=2), harness.info(max_position_embeddings=6000), 8)
-    step = harness.step(harness.Chunk([5], 0, [0]))
-    assert runner._shape(StepTokens(step, 8, 4))[0].width == 4096 // 4
-    assert sorted({shape.width for shape in runner._graphs}) == [1024, 1504], "rounded up"
-    runner.close()
+def test_short_requests_have_graphs_of_their_own_and_long_ones_theirs(
+    pair: Callable[..., tuple[CudaRunner, Runner]], harness: type[Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that short ones do not launch the splits of the longest."""
+    monkeypatch.setattr("quiesce.engine.device.cuda_runner.CONTEXTS", (16,))
+    cuda, cpu = pair(max_num_seqs=2, block_size=1)
+    assert sorted({shape.width for shape in cuda._graphs}) == [16, 512]
+    tokens = harness.generate(cuda, [5, 9, 2], list(range(31, -1, -1)), 25)
+    assert tokens == harness.generate(cpu, [5, 9, 2], list(range(31, -1, -1)), 25)
+    assert cuda.counts["graph"] == 24
 
 
 def test_padding_sees_nothing_samples_greedily_and_keeps_nothing_whatever_lay_there_before(harness: type[Harness]) -> None:
