@@ -74,12 +74,11 @@ class CoreSockets:
         return self._socket(zmq.PUSH, "events")
 
     def close(self, linger_ms: int = 0) -> None:
-        """Gives our ends back, with so much time for what was sent last; the events' socket is closed before."""
+        """Gives our ends back, with so much time for what was sent last. Nobody uses them any more."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
-        self.dealer.close(linger_ms)
-        self._context.term()
+        self._context.destroy(linger_ms)
 
     def welcomed(self, epoch: int, pid: int) -> None:
         """It has answered."""

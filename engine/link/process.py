@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -44,6 +45,9 @@ START_TIMEOUT_S: Final = 300.0
 BEATS: Final = 5
 """Signs of life in the time after which one is missed."""
 LAST_WORDS_MS: Final = 50
+FEEDER_S: Final = 1.0
+LETTERS: Final = 256
+"""Taken in one go, so that our own signs of life are sent, however much there is to hear."""
 NOTHING: Final = MappingProxyType[str, Any]({})
 
 
@@ -132,11 +136,11 @@ class ProcessLink:
         return self._pid
 
     def join(self) -> None:
-        """Waits for the thread, which has said that it ended."""
+        """Waits for the threads: the supervisor has said that it ended; a caller's own source of weights may still hold its feeder."""
         if self._thread is not None:
             self._thread.join()
         for feeder in list(self._feeders):
-            feeder.join()
+            feeder.join(FEEDER_S)
 
     def drop_mailboxes(self) -> None:
         if self._push is not None:
@@ -169,10 +173,8 @@ class ProcessLink:
                 os.eventfd_write(self._wake, 1)
 
     def _welcomed(self, epoch: int, number: int, push: zmq.Socket[bytes]) -> None:
-        if (
-            self._epoch not in (0, epoch) or not self._connection.is_starting
-        ):  # it came too late: nobody waits for this core any more
-            push.close(linger=0)
+        if self._epoch not in (0, epoch) or not self._connection.is_starting:
+            push.close(linger=0)  # it came too late: nobody waits for this core any more
             return
         self._epoch, self._number, self._push = epoch, number, push
         self._connection.connect()
@@ -262,7 +264,8 @@ class ProcessLink:
             if not self._orders.empty():
                 core.dealer.send(codec.encode(core.epoch, number, Bye()))
                 return None
-            for envelope in letters_in(core.dealer, last=core.descriptor in ready):
+            is_gone = core.descriptor in ready
+            for envelope in islice(letters_in(core.dealer, is_gone), None if is_gone else LETTERS):
                 heard_s = time.monotonic()
                 letter = envelope.letter
                 if isinstance(letter, Welcome) and not number:
@@ -280,7 +283,7 @@ class ProcessLink:
                 elif isinstance(letter, Over):
                     core.is_over = True
                     return Loss(letter.cause, is_final=letter.cause is None or not number)
-            if core.descriptor in ready:
+            if is_gone:
                 return Loss(RuntimeError(f"its process {core.how_it_ended()}"), is_dead=True)
             now_s = time.monotonic()
             if now_s >= heard_s + patience_s:

@@ -81,8 +81,8 @@ class Feeder:
                     with contextlib.suppress(OSError):  # it is closed, or was never connected
                         one.shutdown(socket.SHUT_RDWR)
 
-    def join(self) -> None:
-        self._thread.join()
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:

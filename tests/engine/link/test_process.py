@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -22,7 +23,20 @@ from quiesce.engine.link.process import LAST_WORDS_MS
 from quiesce.engine.outputs import RequestOutput
 from quiesce.engine.tiny import checkpoint_folder
 from quiesce.statemachine import trace
-from tests.engine.link.cores import PATIENCE_S, PROMPT, SOON_S, asks, born, config, core_of, kill, last, nothing_left, until
+from tests.engine.link.cores import (
+    PATIENCE_S,
+    PROMPT,
+    SOON_S,
+    asks,
+    born,
+    config,
+    core_of,
+    kill,
+    last,
+    leftovers,
+    nothing_left,
+    until,
+)
 
 
 def live(body: Callable[[AsyncEngine], Awaitable[Any]], **changes: Any) -> Any:
@@ -172,6 +186,7 @@ def test_an_engine_that_fails_is_replaced_where_that_is_asked_for() -> None:
 
 
 def test_a_loop_that_is_closed_without_a_shutdown_leaves_no_core() -> None:
+    before = leftovers()
     engine = AsyncEngine(config(heartbeat_timeout_s=0.5))
     asyncio.run(engine.start())
     core = os.pidfd_open(core_of(engine))
@@ -179,6 +194,9 @@ def test_a_loop_that_is_closed_without_a_shutdown_leaves_no_core() -> None:
         assert select.select([core], [], [], PATIENCE_S)[0]
     finally:
         os.close(core)
+    (supervisor,) = (thread for thread in threading.enumerate() if thread.name == "quiesce-supervisor")
+    supervisor.join(PATIENCE_S)
+    assert leftovers() == before
 
 
 def test_a_core_that_dies_while_it_is_started_is_an_outcome_of_the_start() -> None:
