@@ -96,6 +96,8 @@ def run_here(block: Block, ground: Ground, tell: Tell) -> Ran:
         except Exception as error:  # noqa: BLE001  a block's failure costs that block alone
             failure = traceback.format_exc()
             keep(Figure(block.name, "ended early", "", skipped=f"{type(error).__name__}: {error}"[:300]))
+        finally:
+            ground.close()
     return Ran(block.name, figures, time.monotonic() - began_s, failure)
 
 

@@ -47,10 +47,17 @@ class Ground:
     began_s: float = field(default_factory=time.monotonic)
     devices: list[CudaDevice] = field(default_factory=list)
     """Those of the engines made here, last made last."""
+    folders: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
+    """Of their models."""
 
     @property
     def left_s(self) -> float:
         return self.limit_s - (time.monotonic() - self.began_s)
+
+    def close(self) -> None:
+        """Removes what was written."""
+        for folder in self.folders:
+            folder.cleanup()
 
     @property
     def machine(self) -> Machine:
@@ -80,7 +87,8 @@ class Ground:
         """Of an engine over random weights of this shape; the toy instead in a dry run."""
         from quiesce.engine.config import EngineConfig
 
-        folder = write_shape(Path(tempfile.mkdtemp(prefix="quiesce-gpu-")), TOY if self.dry else shape)
+        self.folders.append(tempfile.TemporaryDirectory(prefix="quiesce-gpu-"))
+        folder = write_shape(Path(self.folders[-1].name), TOY if self.dry else shape)
         usual = {"model": str(folder), "load_format": "dummy", "tokenizer_required": False, "block_size": 32, "max_queue": 4096}
         if self.dry:
             toy = {"device": "cpu", "dtype": "float32", "num_threads": 1, "max_model_len": 128, "num_kv_blocks": 64, "max_num_seqs": 4, "max_num_batched_tokens": 64}  # fmt: skip
