@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -24,49 +24,56 @@ from quiesce.engine.model import open_model
 ROW: Final = "http"
 LOAD: Final = Load(num_prompts=32, input_len=32, output_len=128, num_threads=1)
 TOY: Final = Load(num_prompts=2, input_len=8, output_len=4, num_threads=1)
+SERVERS: Final = {"streamed over HTTP": (), "streamed over HTTP, the core in a process of its own": ("--backend", "process")}
+"""Ways through a server -> its flags."""
 ROUNDS: Final = 5
 END: Final = b"data: [DONE]"
 
 
 def measure(quick: bool) -> Iterator[Figure]:
-    """The figures of this row: both ways in turns, round after round. With `quick` of a toy."""
+    """The figures of this row: all ways in turns, round after round. With `quick` of a toy."""
     load, rounds = (TOY, 1) if quick else (LOAD, ROUNDS)
-    here, through = asyncio.run(_measure(load, rounds))
-    ratios = tuple(one / other for one, other in zip(through, here, strict=True))
+    here, *streamed = asyncio.run(_measure(load, rounds))
     size = f"batch {load.num_prompts}"
     yield Figure(ROW, f"in this process, {size}", "tokens/s", tuple(here), at_most=False)
-    yield Figure(ROW, f"streamed over HTTP, {size}", "tokens/s", tuple(through), at_most=False)
-    yield Figure(ROW, f"streamed over HTTP / in this process, {size}", "x", ratios, at_most=False)
+    for way, rates in zip(SERVERS, streamed, strict=True):
+        ratios = tuple(one / other for one, other in zip(rates, here, strict=True))
+        yield Figure(ROW, f"{way}, {size}", "tokens/s", tuple(rates), at_most=False)
+        yield Figure(ROW, f"{way} / in this process, {size}", "x", ratios, at_most=False)
 
 
-async def _measure(load: Load, rounds: int) -> tuple[list[float], list[float]]:
-    """Tokens a second of each round, here and through the server. Whoever is not measured is idle."""
+async def _measure(load: Load, rounds: int) -> list[list[float]]:
+    """Tokens a second of each round: here, and through each server. Whoever is not measured is idle."""
     config = EngineConfig(model=load.model, num_threads=load.num_threads)
     asked = prompts(load, open_model(config).info.vocab_size)
-    here, through = [], []
-    process, url = _serve(load)
+    found: list[list[float]] = [[] for _ in range(1 + len(SERVERS))]
+    servers: list[tuple[subprocess.Popen[str], str]] = []
     try:
+        for flags in SERVERS.values():
+            servers.append(_serve(load, flags))
         async with AsyncEngine(config) as engine:
             for place in range(rounds + 1):
-                seconds, _ = await run_load(engine, load)
-                served_s = await _stream_all(url, load, asked)
-                if place:  # the first one warms both
-                    here.append(load.num_prompts * load.output_len / seconds)
-                    through.append(load.num_prompts * load.output_len / served_s)
+                seconds = [(await run_load(engine, load))[0]]
+                seconds += [await _stream_all(url, load, asked) for _, url in servers]
+                if place:  # the first one warms them all
+                    for rates, took_s in zip(found, seconds, strict=True):
+                        rates.append(load.num_prompts * load.output_len / took_s)
     finally:
-        process.terminate()
-        process.communicate()
-    return here, through
+        for process, _ in servers:
+            process.terminate()
+        for process, _ in servers:
+            process.communicate()
+    return found
 
 
-def _serve(load: Load) -> tuple[subprocess.Popen[str], str]:
+def _serve(load: Load, flags: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
     """A server, and where it listens.
 
     Raises:
         RuntimeError: it does not come up.
     """
     command = [
-        sys.executable, "-m", "quiesce.engine.cli", "serve", load.model, "--port", "0", "--num-threads", str(load.num_threads),
+        sys.executable, "-m", "quiesce.engine.cli", "serve", load.model, "--port", "0", "--num-threads", str(load.num_threads), *flags,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(load.num_threads)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
