@@ -80,6 +80,10 @@ class Wire:
     def core_pid(self) -> int | None:
         return NOBODY
 
+    @property
+    def address(self) -> str | None:
+        return None
+
     def drop_mailboxes(self) -> None:
         self.to_core.clear()
         self.to_front.clear()
