@@ -289,7 +289,8 @@ def main() -> int:
         return 1
     threading.Thread(target=_watch_parent, args=(folder,), name="quiesce-watch", daemon=True).start()
     if boot["log_level"] is not None:
-        logs.set_up(logging.getLevelName(boot["log_level"]))
+        name = logging.getLevelName(boot["log_level"]).lower()
+        logs.set_up(name if name in logs.LEVELS else "warning")
     context = zmq.Context()
     events, router = _bound(context, zmq.PULL, folder / "events"), _bound(context, zmq.ROUTER, folder / "answers")
     status = 0
