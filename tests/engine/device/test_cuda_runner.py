@@ -322,6 +322,9 @@ def test_short_requests_have_graphs_of_their_own_and_long_ones_theirs(
     tokens = harness.generate(cuda, [5, 9, 2], list(range(31, -1, -1)), 25)
     assert tokens == harness.generate(cpu, [5, 9, 2], list(range(31, -1, -1)), 25)
     assert cuda.counts["graph"] == 24
+    for position, width in ((15, 16), (16, 512)):
+        step = harness.step(harness.Chunk([5], position, list(range(17))))
+        assert cuda._shape(StepTokens(step, 32, 1))[0].width == width
 
 
 def test_padding_sees_nothing_samples_greedily_and_keeps_nothing_whatever_lay_there_before(harness: type[Harness]) -> None:
