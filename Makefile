@@ -54,9 +54,10 @@ prove: .setup-stamp
 fuzz: .setup-stamp
 	$(BIN)/quiesce fuzz --profile $(or $(PROFILE),quick) --hours $(or $(HOURS),1) --device $(or $(DEVICE),ledger)
 
-# Puts real bugs of other engines back into ours, hunts each from ten seeds, and writes tests/historical/TABLE.md (half an hour).
+# Puts real bugs of other engines back into ours, hunts each from ten seeds what is not hunted yet, and writes tests/historical/TABLE.md
+# (ten minutes from nothing). ARGS=--again hunts anew; ARGS=--examples asks the example tests instead (half an hour).
 historical: .setup-stamp
-	$(BIN)/python -m tests.historical.table
+	$(BIN)/python -m tests.historical.table $(ARGS)
 
 # Breaks the lifecycle code in 445 small ways and says who notices: tests/mutation/RESULTS.md (half an hour).
 mutants: .setup-stamp
