@@ -156,10 +156,14 @@ class CudaRunner:
             arrays["tables"][...] = self.num_blocks
             if shape.chunks:
                 arrays["offsets"][:] = np.arange(chunks + 1)
-            for filtered in (False, True):
+            for work in (
+                functools.partial(self._whole, shape, False),
+                functools.partial(self._whole, shape, True),
+                functools.partial(self._whole_adjusted, shape),
+            ):
                 go_on()
                 self._send(shape, self._staging[0], 0)
-                self._platform.run(functools.partial(self._whole, shape, filtered))
+                self._platform.run(work)
             self._platform.synchronize()
 
     def _capture(self, go_on: Callable[[], None]) -> None:
@@ -278,6 +282,13 @@ class CudaRunner:
         if shape.samples:
             logits = self.model.last_logits(shape, inputs, hidden)
             self.model.choose(logits, inputs, results, self._next_token, filtered=filtered)
+
+    def _whole_adjusted(self, shape: Shape) -> None:
+        """What is compiled for `_adjusted`: a choice from float32 logits, with rows that have no token."""
+        inputs, results = self._views(shape)
+        hidden = self.model.forward(shape, inputs, results["lost"], self._next_token, self.caches)
+        logits = self.model.last_logits(shape, inputs, hidden).float()
+        self.model.choose(logits, inputs, results, self._next_token, banned=True)
 
     def _adjusted(self, step: StepInput, made: Pass, wanted: list[PromptRow], extra: Extra) -> None:
         """A pass whose logits are looked at and changed on the host between computing and choosing. It waits for the device."""

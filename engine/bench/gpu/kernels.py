@@ -14,6 +14,7 @@ from torch import Tensor
 from quiesce.engine.bench.gpu.ground import COPY, MATMUL, ROTATED, Ground, Tell
 from quiesce.engine.bench.result import Figure
 from quiesce.kernels.gpu import decode_attention, prefill_attention, sampler
+from quiesce.kernels.gpu.check_sampler import right_tokens
 from quiesce.kernels.gpu.operators import KERNELS, TRUTHS, Operators
 from quiesce.kernels.rope import rope_table
 
@@ -183,6 +184,7 @@ def _parameters(ground: Ground, rows: int) -> tuple[Tensor, ...]:
 
 
 def _tokens_wrong(ground: Ground, operators: Operators) -> int:
+    """Rows whose token is wrong: not the truth's, nor one that masses rounded to float32 may give instead."""
     rows, vocab = ground.size(256, 8), ground.size(151_936, 500)
     logits = 3 * torch.randn(rows, vocab, device=ground.device)
     given = _parameters(ground, rows)
@@ -191,7 +193,13 @@ def _tokens_wrong(ground: Ground, operators: Operators) -> int:
     faults = torch.empty(rows, dtype=torch.int32, device=ground.device)
     operators.sample(logits, *given, found, faults, scratch)
     TRUTHS.sample(logits, *given, wanted, faults, scratch)
-    return int((found != wanted).sum())
+    other = (found != wanted).nonzero().flatten().tolist()
+    temperature, top_k, top_p, min_p, keys, positions = (parameter.tolist() for parameter in given)
+    return sum(
+        int(found[row])
+        not in right_tokens(logits[row], (temperature[row], top_k[row], top_p[row], min_p[row]), keys[row], positions[row])
+        for row in other
+    )
 
 
 # ---- rates ------------------------------------------------------------------------------------------------------------------
