@@ -203,6 +203,9 @@ def _in_child(work: Callable[[Callable[[str], NoReturn]], None], limit_s: float)
             os._exit(0)
 
         os.setpgid(0, 0)
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a job in the background ignores it, and tests of Ctrl+C need it
         os.set_inheritable(sink, False)
         silence = os.open(os.devnull, os.O_WRONLY)
         if not os.environ.get("QUIESCE_MUTANTS_LOUD"):
