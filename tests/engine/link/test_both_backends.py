@@ -16,6 +16,8 @@ from quiesce.engine.outputs import RequestOutput
 from quiesce.engine.sampling_params import SamplingParams
 from tests.engine.link.cores import PATIENCE_S, PROMPT, asks, config, last, until
 
+LONG = 1500
+"""Tokens of an answer that is sure to be under way still when the call after its first token arrives."""
 Play = Callable[[Callable[[AsyncEngine], Awaitable[Any]]], Any]
 
 
@@ -49,8 +51,8 @@ async def tokens(engine: AsyncEngine, count: int = 24, **more: Any) -> tuple[int
 
 def test_what_is_frozen_goes_on_where_it_was(play: Play) -> None:
     async def body(engine: AsyncEngine) -> None:
-        whole = await tokens(engine, 60)
-        async with aclosing(engine.generate(PROMPT, asks(60), request_id="frozen")) as outputs:
+        whole = await tokens(engine, LONG)
+        async with aclosing(engine.generate(PROMPT, asks(LONG), request_id="frozen")) as outputs:
             await anext(outputs)
             paused = await engine.pause("keep")
             assert (paused.state, paused.kept) == ("paused", ("frozen",))
@@ -66,7 +68,7 @@ def test_what_is_frozen_goes_on_where_it_was(play: Play) -> None:
 def test_a_pause_that_aborts_gives_everybody_the_tokens_so_far(play: Play) -> None:
     async def body(engine: AsyncEngine) -> None:
         whole = await tokens(engine, 8)
-        async with aclosing(engine.generate(PROMPT, asks(1500), request_id="ended")) as outputs:
+        async with aclosing(engine.generate(PROMPT, asks(LONG), request_id="ended")) as outputs:
             first = await anext(outputs)
             assert (await engine.pause()).aborted == ("ended",)
             end = await last(outputs)
@@ -83,7 +85,7 @@ def test_a_pause_that_aborts_gives_everybody_the_tokens_so_far(play: Play) -> No
 
 def test_a_pause_that_waits_is_superseded_by_a_resume_and_expires_by_its_deadline(play: Play) -> None:
     async def body(engine: AsyncEngine) -> None:
-        async with aclosing(engine.generate(PROMPT, asks(1500), request_id="long")) as outputs:
+        async with aclosing(engine.generate(PROMPT, asks(LONG), request_id="long")) as outputs:
             await anext(outputs)
             waiting = asyncio.ensure_future(engine.pause("wait"))
             await until(lambda: engine.status().engine == "draining", engine)
@@ -137,7 +139,7 @@ def test_a_retry_with_the_same_operation_id_is_given_the_first_answer(play: Play
 
 def test_a_caller_that_is_cancelled_leaves_and_its_operation_runs_to_its_end(play: Play) -> None:
     async def body(engine: AsyncEngine) -> None:
-        async with aclosing(engine.generate(PROMPT, asks(40))) as outputs:
+        async with aclosing(engine.generate(PROMPT, asks(LONG))) as outputs:
             await anext(outputs)
             pausing = asyncio.ensure_future(engine.pause("wait"))
             await until(lambda: engine.status().engine == "draining", engine)
@@ -213,7 +215,7 @@ def test_what_cannot_be_is_refused_by_name_and_changes_nothing(play: Play) -> No
 
 def test_an_id_in_use_is_refused_and_free_again_once_its_terminal_is_delivered(play: Play) -> None:
     async def body(engine: AsyncEngine) -> None:
-        async with aclosing(engine.generate(PROMPT, asks(1500), request_id="one")) as outputs:
+        async with aclosing(engine.generate(PROMPT, asks(LONG), request_id="one")) as outputs:
             await anext(outputs)
             with pytest.raises(errors.DuplicateRequest):
                 await last(engine.generate(PROMPT, request_id="one"))

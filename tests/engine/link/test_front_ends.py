@@ -106,8 +106,8 @@ def test_two_front_ends_share_a_core_and_one_that_leaves_takes_its_own_requests_
             await until(lambda: mine.status().pause_owners == {"them": "abort"}, mine)
             assert (await mine.resume(owner="them")).state == "running"
             async with (
-                aclosing(theirs.generate(PROMPT, asks(1500))) as outputs,
-                aclosing(mine.generate(PROMPT, asks(300))) as stay,
+                aclosing(theirs.generate(PROMPT, asks(1900))) as outputs,
+                aclosing(mine.generate(PROMPT, asks(1500))) as stay,
             ):
                 await anext(outputs)
                 await anext(stay)

@@ -187,16 +187,15 @@ class Oracles:
         held: dict[str, bool] = {}
         if kind in ("pause", "begin_weight_update"):
             held = {"the device is idle": launched == 0, "every terminal is handed over": not world.by_state["draining"]}
-        elif (
-            kind == "sleep"
-        ):  # whom an abort ends while the other tag's copy is on its way is answered, and drains until that has ended
+        elif kind == "sleep":
+            # whom an abort ends while the other tag's copy is on its way is answered, and drains until that has ended
             held = {"the device is idle": launched == 0} | {f"{tag} is away": places[tag] == "away" for tag in named}
         elif kind == "wake_up":
             held = {f"{tag} is here": places[tag] == "here" for tag in named}
-        elif operation.changed and (kind == "reset_prefix_cache" or operation.asked.clear_cache):
-            held |= {"nothing is cached": core.pool.counts().cached == 0}
         elif kind in ("update_weights", "finish_weight_update"):
-            held |= {"the weights are whole": world.weights.state == "stable"}
+            held = {"the weights are whole": world.weights.state == "stable"}
+        if operation.changed and (kind == "reset_prefix_cache" or operation.asked.clear_cache):
+            held |= {"nothing is cached": core.pool.counts().cached == 0}
         for what, holds in held.items():
             self.expect("answer", holds, f"{kind} was answered done, but not: {what}")
 
