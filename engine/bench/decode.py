@@ -47,10 +47,13 @@ def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[
 
 
 async def decode_s(engine: AsyncEngine, prompts: Sequence[Sequence[int]], output_len: int) -> tuple[float, float]:
-    """Seconds, wall and processor, of one decode step of a batch: from the moment all have their first token to the last one's end."""
+    """Seconds, wall and processor, of one decode step of a batch: from the moment all have their first token to the last one's end.
+
+    Where answers are so short that they come whole, from the asking.
+    """
     params = SamplingParams(max_tokens=output_len, temperature=0, ignore_eos=True, output_kind="delta")
     begun, waiting = asyncio.Event(), len(prompts)
-    marks: list[tuple[float, float, int]] = []
+    marks = [(time.perf_counter(), time.process_time(), 0)]
     total = 0
 
     async def ask(prompt: Sequence[int]) -> None:
@@ -65,7 +68,7 @@ async def decode_s(engine: AsyncEngine, prompts: Sequence[Sequence[int]], output
                     begun.set()
 
     await asyncio.gather(*(ask(prompt) for prompt in prompts))
-    wall, cpu, before = marks[0]
+    wall, cpu, before = marks[-1] if marks[-1][2] < total else marks[0]
     steps = (total - before) / len(prompts)
     return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
 
