@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from quiesce.engine.tiny import checkpoint_folder
+from quiesce.stateful.processes import children_of
 
 SMALL = str(checkpoint_folder("small"))
 PATIENCE_S = 120
@@ -61,8 +61,7 @@ class ServerProcess:
     @property
     def core_pid(self) -> int | None:
         """The one process that the server has started, if there is one."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return next((int(word) for task in tasks for word in (task / "children").read_text().split()), None)
+        return next(iter(children_of(self.process.pid)), None)
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None

@@ -18,6 +18,7 @@ from quiesce.engine.config import EngineConfig
 from quiesce.engine.outputs import RequestOutput
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.engine.tiny import checkpoint_folder
+from quiesce.stateful.processes import children_of
 
 PROMPT = [5, 9, 11, 20]
 PATIENCE_S = 60.0
@@ -38,21 +39,13 @@ def asks(max_tokens: int, **more: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, **more)
 
 
-def children() -> set[int]:
-    """The processes that this one has started and not seen to their end."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        found |= {int(word) for word in (task / "children").read_text().split()}
-    return found
-
-
 def leftovers() -> dict[str, set[str]]:
     """What an engine could leave behind: processes, threads, descriptors, folders, shared memory."""
     descriptors = [
         os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")
     ]
     return {
-        "processes": {str(pid) for pid in children()},
+        "processes": {str(pid) for pid in children_of(os.getpid())},
         "threads": {thread.name for thread in threading.enumerate()},
         "descriptors": {f"{link} #{place}" for link in set(descriptors) for place in range(_count(descriptors, link))},
         "folders": {str(path) for path in Path(tempfile.gettempdir()).glob(f"quiesce-{os.getpid()}-*")},

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from quiesce.stateful.processes import children_of
 from tests.engine.link.cores import SOON_S
 from tests.engine.server.served import PATIENCE_S, Served
 from tests.engine.server.test_end_of_service import Listener, wait_for_refusal
@@ -19,12 +20,7 @@ from tests.engine.server.test_end_of_service import Listener, wait_for_refusal
 
 def core_of(server: Served) -> int:
     """The one process that the server has started."""
-    children = [
-        int(word)
-        for task in Path(f"/proc/{server.process.pid}/task").iterdir()
-        for word in (task / "children").read_text().split()
-    ]
-    (core,) = children
+    (core,) = children_of(server.process.pid)
     return core
 
 

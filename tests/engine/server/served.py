@@ -37,13 +37,16 @@ class Served(ServerProcess):
 
 
 @contextmanager
-def until(server: Served, wanted: str) -> Iterator[None]:
-    """Leaves once a transition whose line has these words has happened after the block was entered."""
+def until(server: Served, *wanted: str) -> Iterator[None]:
+    """Leaves once transitions whose lines have these words have happened, one after the other, after the block was entered."""
     with server.client.stream("GET", "/lifecycle/events") as opened:
         lines = opened.iter_lines()
         next(lines)
         yield
+        waited_for = list(wanted)
         for line in lines:
-            if all(word in line for word in wanted.split()):
-                return
+            if all(word in line for word in waited_for[0].split()):
+                del waited_for[0]
+                if not waited_for:
+                    return
     raise AssertionError(f"the events ended before {wanted!r}")

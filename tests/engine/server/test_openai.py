@@ -146,7 +146,7 @@ def test_unknown_keys_are_ignored_and_an_unknown_model_is_not(server: Served, cl
 
 def test_a_client_that_leaves_a_stream_leaves_nothing_behind(client: openai.OpenAI, server: Served) -> None:
     before = server.lifecycle()
-    with until(server, "request ended reap"):
+    with until(server, "request abort", "request ended reap"):
         stream = client.completions.create(
             model="small", prompt="hi", max_tokens=1900, stream=True, extra_body={"ignore_eos": True}
         )
@@ -160,7 +160,7 @@ def test_a_client_that_leaves_a_stream_leaves_nothing_behind(client: openai.Open
 
 
 def test_a_client_that_leaves_before_its_answer_leaves_nothing_behind(server: Served) -> None:
-    with until(server, "request ended reap"), pytest.raises(openai.APITimeoutError):
+    with until(server, "request abort", "request ended reap"), pytest.raises(openai.APITimeoutError):
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=0.3).completions.create(
             model="small", prompt="hi", max_tokens=1900, extra_body={"ignore_eos": True}
         )
