@@ -109,6 +109,10 @@ def test_unchunked_a_prompt_that_does_not_fit_waits_and_nobody_younger_passes_it
     assert told(plan_step(batch, 12, False)) == [(0, 0, 9, True)]
 
 
+def test_unchunked_a_prompt_that_takes_the_whole_budget_is_computed() -> None:
+    assert told(plan_step(batch_of(Row(1, 9), Row(2, 3)), 12, False)) == [(0, 0, 9, True), (1, 0, 3, True)]
+
+
 def test_a_batch_is_steady_where_everybody_computes_one_token_and_samples_the_next() -> None:
     steady = plan_step(batch_of(decode(1), Row(2, 1)), 16, True)
     assert (told(steady), steady.steady) == ([(0, 9, 1, True), (1, 0, 1, True)], True)

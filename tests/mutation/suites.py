@@ -37,7 +37,7 @@ SAMPLE = {
 """File -> mutants drawn from it."""
 SUITES = {
     "statemachine/gate.py": _suite(_OF_THE_GATE, ("operations", "pause", "sleep_and_wake")),
-    "statemachine/machine.py": _suite(_OF_THE_GATE, ("operations", "pause", "sleep_and_wake")),
+    "statemachine/machine.py": _suite(_OF_THE_GATE, ("reprs", "operations", "pause", "sleep_and_wake")),
     "engine/scheduler.py": _suite(_engine("scheduler", "commit"), ("block_pool", "life_of_a_request", "bad_input")),
     "engine/block_pool.py": _suite(_engine("block_pool", "prefix_cache", "clear_cache"), ("pause", "life_of_a_request")),
     "engine/prefix_cache.py": _suite(
