@@ -81,7 +81,7 @@ class CoreSockets:
         self._context.destroy(linger_ms)
 
     def welcomed(self, epoch: int, pid: int) -> None:
-        """It has answered."""
+        """It has answered. Raises OSError: and is gone since."""
 
     @property
     def pid(self) -> int | None:
@@ -158,8 +158,8 @@ class AttachedCore(CoreSockets):
         self._pid: int | None = None
 
     def welcomed(self, epoch: int, pid: int) -> None:
-        self.epoch, self._pid = epoch, pid
         self.descriptor = os.pidfd_open(pid)
+        self.epoch, self._pid = epoch, pid
 
     @property
     def pid(self) -> int | None:

@@ -272,7 +272,10 @@ class ProcessLink:
                     loss = self._misfit(letter)
                     if loss is not None:
                         return loss
-                    core.welcomed(envelope.epoch, letter.process)
+                    try:
+                        core.welcomed(envelope.epoch, letter.process)
+                    except OSError as error:  # another front end's core, gone since it wrote
+                        return Loss(error, is_dead=True)
                     poller.register(core.descriptor, zmq.POLLIN)
                     number, patience_s, self._pid = letter.number, lease_s, core.pid
                     self._call_in_loop(self._welcomed, core.epoch, number, core.push())

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from quiesce.engine import errors
 from quiesce.engine.answers import Ack, Answer, Reply, Tokens
 from quiesce.engine.api import AsyncEngine
 from quiesce.engine.inbox import NOBODY, Abort, AwaitReady, Control, Detach, Submit
+from quiesce.engine.link import codec
 from quiesce.engine.link.fronts import Front, owned, sort
-from quiesce.engine.link.letters import MAX_KEY, STREAM_BITS
+from quiesce.engine.link.letters import MAX_KEY, STREAM_BITS, Welcome
 from quiesce.engine.messages import TokenLogprobs
 from quiesce.engine.sampling_params import SamplingParams
 from quiesce.spec.vocabulary import OperationKind
@@ -158,6 +160,27 @@ def test_the_requests_of_a_front_end_that_dies_are_aborted_when_its_lease_is_ove
             assert (await last(engine.generate(PROMPT, asks(5)))).finish_reason == "length"
 
     asyncio.run(main())
+
+
+def test_a_core_that_is_gone_by_the_time_its_welcome_is_read_is_a_dead_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(f"ipc://{tmp_path}/answers")
+
+        async def main() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                engine = AsyncEngine(config(connect=f"ipc://{tmp_path}"))
+                starting = asyncio.ensure_future(engine.start())
+                address, _ = await asyncio.to_thread(router.recv_multipart)
+                welcome = Welcome(1, gone.pid, engine.config.model, engine.model.max_model_len)
+                router.send_multipart([address, codec.encode(1, 0, welcome)])
+                with pytest.raises(errors.EngineDead):
+                    await starting
+                assert engine.status().engine == "failed"
+
+        asyncio.run(main())
 
 
 def test_an_address_is_a_private_folder_of_this_user(tmp_path: Path) -> None:
